@@ -1,0 +1,93 @@
+// g <- w g, or w g + a std(g) z: two passes with noise (the spread, then the update), one without.
+#include <optional>
+
+#include "math.h"
+#include "parallel.h"
+#include "scale.h"
+#include "tensors.h"
+
+namespace modgrad {
+namespace {
+
+template <typename T>
+Spread spread(const T* x, int64_t n, double shift) {
+  Spread s;
+  for (int64_t i = 0; i < n; ++i) {
+    const double d = static_cast<double>(x[i]) - shift;
+    s.sum += d;
+    s.squares += d * d;
+  }
+  return s;
+}
+
+// Standard deviation of each tensor, from sums per chunk that are added in the order of chunks.
+std::vector<double> standard_deviations(const Plan& plan, const std::vector<Tensor>& tensors,
+                                        const std::vector<int64_t>& sizes) {
+  std::vector<Spread> partial(plan.chunks.size());
+  for_each_chunk(plan, [&](int64_t c, const Chunk& chunk) {
+    const Tensor& tensor = tensors[chunk.tensor];
+    MODGRAD_DISPATCH_FLOATS(tensor.scalar_type(), "modulate_", [&] {
+      const scalar_t* x = tensor.const_data_ptr<scalar_t>();
+      partial[c] = spread(x + chunk.begin, chunk.size, static_cast<double>(x[0]));
+    });
+  });
+  std::vector<Spread> total(tensors.size());
+  for (size_t c = 0; c < partial.size(); ++c) {
+    total[plan.chunks[c].tensor].sum += partial[c].sum;
+    total[plan.chunks[c].tensor].squares += partial[c].squares;
+  }
+  std::vector<double> std(tensors.size());
+  for (size_t t = 0; t < tensors.size(); ++t) std[t] = standard_deviation(total[t], sizes[t]);
+  return std;
+}
+
+// Chunks begin at multiples of 4, so a quad of normals never straddles two of them.
+template <typename T>
+void scale_and_add_noise(T* x, const Chunk& chunk, float weight, float deviation, uint64_t seed) {
+  using Wide = wide_t<T>;
+  for (int64_t i = 0; i < chunk.size; i += 4) {
+    const Normals4 n = normals(seed, static_cast<uint32_t>(chunk.tensor), static_cast<uint64_t>(chunk.begin + i) / 4);
+    for (int64_t j = 0; j < std::min<int64_t>(4, chunk.size - i); ++j) {
+      T& g = x[chunk.begin + i + j];
+      g = static_cast<T>(static_cast<Wide>(g) * Wide(weight) + Wide(deviation) * Wide(n.z[j]));
+    }
+  }
+}
+
+void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& group, const Tensor& weights,
+               const std::optional<Tensor>& noise, const std::optional<Tensor>& seed) {
+  const std::vector<int64_t> sizes = checked_sizes("grads", grads);
+  const int64_t num_groups = weights.numel();
+  check_group(group, grads.size(), num_groups);
+  check_vector("weights", weights, ScalarType::Float, num_groups);
+  STD_TORCH_CHECK(noise.has_value() == seed.has_value(), "`noise` and `seed` are given together or not at all");
+  if (noise.has_value()) {
+    check_vector("noise", *noise, ScalarType::Float, num_groups);
+    check_vector("seed", *seed, ScalarType::Long, 1);
+  }
+  const float* w = weights.const_data_ptr<float>();
+  const float* a = noise.has_value() ? noise->const_data_ptr<float>() : nullptr;
+  const uint64_t key = seed.has_value() ? static_cast<uint64_t>(seed->const_data_ptr<int64_t>()[0]) : 0;
+
+  const Plan plan = make_plan(sizes);
+  std::vector<double> std;
+  if (a != nullptr) std = standard_deviations(plan, grads, sizes);
+  for_each_chunk(plan, [&](int64_t, const Chunk& chunk) {
+    const Tensor& grad = grads[chunk.tensor];
+    const int64_t g = group[chunk.tensor];
+    const float amount = a != nullptr ? a[g] : 0.0f;
+    if (amount == 0.0f && w[g] == 1.0f) return;  // the usual case of the modalities that lag
+    MODGRAD_DISPATCH_FLOATS(grad.scalar_type(), "modulate_", [&] {
+      scalar_t* x = grad.mutable_data_ptr<scalar_t>();
+      if (amount == 0.0f)
+        scale(x + chunk.begin, x + chunk.begin, chunk.size, w[g]);
+      else
+        scale_and_add_noise(x, chunk, w[g], static_cast<float>(amount * std[chunk.tensor]), key);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace modgrad
+
+STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("modulate_", TORCH_BOX(&modgrad::modulate_)); }

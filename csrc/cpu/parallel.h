@@ -1,0 +1,25 @@
+// Threads over the tasks of a plan, and code for more than one instruction set.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "plan.h"
+
+// One wheel for every x86-64: the variant is chosen when the module is loaded.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define MODGRAD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MODGRAD_CLONES
+#endif
+
+namespace modgrad {
+
+// Calls f(chunk index, chunk) for every chunk, tasks spread over torch's threads.
+template <typename F>
+void for_each_chunk(const Plan& plan, const F& f) {
+  torch::stable::parallel_for(0, plan.num_tasks(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = plan.tasks[begin]; c < plan.tasks[end]; ++c) f(c, plan.chunks[c]);
+  });
+}
+
+}  // namespace modgrad

@@ -1,0 +1,57 @@
+"""Registration of the ops with torch: their schemas, and what shape and dtype they return.
+
+The fake implementations are what ``torch.compile`` and ``FakeTensorMode`` see, for every backend.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modgrad.backends.protocol import SCHEMAS
+
+
+def _group_sq_norms(tensors: Sequence[Tensor], group: Sequence[int], num_groups: int) -> Tensor:
+    return tensors[0].new_empty(num_groups, dtype=torch.float64)
+
+
+def _modulate_(
+    grads: Sequence[Tensor],
+    group: Sequence[int],
+    weights: Tensor,
+    noise: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> None:
+    return None
+
+
+def _modality_scores(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    return targets.new_empty(len(logits), dtype=torch.float32)
+
+
+def _scale_backward(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+    return [torch.empty_like(grad) for grad in grads]
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "group_sq_norms": _group_sq_norms,
+    "modulate_": _modulate_,
+    "modality_scores": _modality_scores,
+    "scale_backward": _scale_backward,
+}
+
+
+def register(backend: str, implementations: dict[str, Callable[..., Any]] | None = None) -> None:
+    """Define ``modgrad_<backend>::<op>`` for every op; C++ brings its implementations itself."""
+    namespace = f"modgrad_{backend}"
+    library = torch.library.Library(namespace, "DEF")
+    _LIBRARIES.append(library)
+    for op, schema in SCHEMAS.items():
+        library.define(op + schema)
+        if implementations is not None:
+            library.impl(op, implementations[op], "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{namespace}::{op}", _FAKES[op], lib=library)
+
+
+_LIBRARIES: list[torch.library.Library] = []

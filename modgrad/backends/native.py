@@ -1,0 +1,57 @@
+"""The C++ and CUDA extension. The dispatcher of torch picks CPU or CUDA by the tensors' device."""
+
+from collections.abc import Sequence
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from modgrad.backends.fake import register
+
+register("native")
+_ops = torch.ops.modgrad_native
+
+
+def _load(module: str) -> str | None:
+    """Import an extension module, which registers its kernels; the reason where that fails."""
+    try:
+        import_module(module)
+    except ImportError as error:
+        return f"{module} did not import: {error}"
+    return None
+
+
+_REASONS: dict[str, str | None] = {
+    "cpu": _load("modgrad._C"),
+    # _C_cuda needs symbols of libtorch_cuda, which only a CUDA build of torch brings
+    "cuda": _load("modgrad._C_cuda") if torch.version.cuda else "torch is built without CUDA",
+}
+
+
+def unusable(device: torch.device) -> str | None:
+    return _REASONS.get(device.type, f"there are no {device.type} kernels")
+
+
+def group_sq_norms(tensors: Sequence[Tensor], group: Sequence[int], num_groups: int) -> Tensor:
+    sums: Tensor = _ops.group_sq_norms(tensors, group, num_groups)
+    return sums
+
+
+def modulate_(
+    grads: Sequence[Tensor],
+    group: Sequence[int],
+    weights: Tensor,
+    noise: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> None:
+    _ops.modulate_(grads, group, weights, noise, seed)
+
+
+def modality_scores(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    scores: Tensor = _ops.modality_scores(logits, targets)
+    return scores
+
+
+def scale_backward(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+    scaled: list[Tensor] = _ops.scale_backward(grads, weights)
+    return scaled

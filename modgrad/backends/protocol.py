@@ -1,0 +1,46 @@
+"""What a backend is: a module with these functions. An op has one name and one meaning in all.
+
+Every tensor that reaches a backend is strided, dense and without overlaps: ``modgrad.ops`` sees to
+it.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# The torch schema of every op, once; registered as modgrad_<backend>::<op>.
+SCHEMAS = {
+    "group_sq_norms": "(Tensor[] tensors, int[] group, int num_groups) -> Tensor",
+    "modulate_": (
+        "(Tensor(a!)[] grads, int[] group, Tensor weights, Tensor? noise=None, Tensor? seed=None)"
+        " -> ()"
+    ),
+    "modality_scores": "(Tensor[] logits, Tensor targets) -> Tensor",
+    "scale_backward": "(Tensor[] grads, Tensor weights) -> Tensor[]",
+}
+
+
+class Backend(Protocol):
+    """Implementations of the ops for the devices on which ``unusable`` returns None."""
+
+    def unusable(self, device: torch.device) -> str | None:
+        """Why this backend cannot run on ``device``, or None where it can."""
+
+    def group_sq_norms(
+        self, tensors: Sequence[Tensor], group: Sequence[int], num_groups: int
+    ) -> Tensor: ...
+
+    def modulate_(
+        self,
+        grads: Sequence[Tensor],
+        group: Sequence[int],
+        weights: Tensor,
+        noise: Tensor | None = None,
+        seed: Tensor | None = None,
+    ) -> None: ...
+
+    def modality_scores(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor: ...
+
+    def scale_backward(self, grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]: ...

@@ -1,0 +1,99 @@
+"""Argument checks of the public functions: the argument, what was found, what is allowed."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def number(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """``value`` is a finite number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` is {type(value).__name__}, allowed: a number")
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"`{name}` is {value}, allowed: finite numbers in [{low}, {high}]")
+
+
+def tensors(name: str, values: Sequence[Tensor]) -> torch.device:
+    """``values`` are strided floating-point tensors on one device, which is returned."""
+    if not values:
+        raise ValueError(f"`{name}` is empty, allowed: at least one tensor")
+    device = getattr(values[0], "device", None)
+    for i, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"`{name}[{i}]` is {type(value).__name__}, allowed: a tensor")
+        if value.layout != torch.strided:
+            raise ValueError(
+                f"`{name}[{i}]` has layout {value.layout}, allowed: torch.strided"
+                " (sparse gradients come from nn.Embedding(sparse=True))"
+            )
+        if value.dtype not in FLOATS:
+            raise TypeError(f"`{name}[{i}]` has dtype {value.dtype}, allowed: {FLOATS}")
+        if value.device != device:
+            raise ValueError(
+                f"`{name}[{i}]` is on {value.device}, allowed: {device}, where `{name}[0]` is"
+            )
+    return values[0].device
+
+
+def group(values: Sequence[int], num_tensors: int, num_groups: int) -> None:
+    """``values`` assigns each of ``num_tensors`` tensors to a group in [0, num_groups)."""
+    if len(values) != num_tensors:
+        raise ValueError(f"`group` has {len(values)} entries, allowed: {num_tensors}, one a tensor")
+    if num_groups < 1:
+        raise ValueError(f"`num_groups` is {num_groups}, allowed: at least 1")
+    for i, g in enumerate(values):
+        if not 0 <= g < num_groups:
+            raise ValueError(f"`group[{i}]` is {g}, outside [0, {num_groups})")
+
+
+def vector(name: str, value: Tensor, size: int | None, device: torch.device) -> None:
+    """``value`` is a floating-point tensor of shape [size] on ``device``; None means any size."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` is {type(value).__name__}, allowed: a tensor")
+    if value.dim() != 1 or (size is not None and len(value) != size) or len(value) == 0:
+        allowed = "[M], M >= 1" if size is None else f"[{size}]"
+        raise ValueError(f"`{name}` has shape {list(value.shape)}, allowed: {allowed}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"`{name}` has dtype {value.dtype}, allowed: {FLOATS}")
+    if value.device != device:
+        raise ValueError(f"`{name}` is on {value.device}, allowed: {device}")
+
+
+def logits_and_targets(logits: Sequence[Tensor], targets: Tensor) -> None:
+    """M tensors [B, C], and B classes in [0, C); on a GPU the classes themselves are not read."""
+    device = tensors("logits", logits)
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"`targets` is {type(targets).__name__}, allowed: a tensor")
+    if targets.dtype not in INTEGERS:
+        raise TypeError(f"`targets` has dtype {targets.dtype}, allowed: {INTEGERS}")
+    if targets.dim() != 1 or len(targets) == 0:
+        raise ValueError(f"`targets` has shape {list(targets.shape)}, allowed: [B], B >= 1")
+    if targets.device != device:
+        raise ValueError(f"`targets` is on {targets.device}, allowed: {device}")
+    for i, value in enumerate(logits):
+        if value.dim() != 2 or len(value) != len(targets) or value.shape[1] < 1:
+            raise ValueError(
+                f"`logits[{i}]` has shape {list(value.shape)}, allowed: [{len(targets)}, C], C >= 1"
+            )
+    _classes(targets, min(value.shape[1] for value in logits))
+
+
+def _classes(targets: Tensor, num_classes: int) -> None:
+    """Every target is in range. Checked on the CPU only: on a GPU it would need a host read."""
+    if (
+        targets.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or isinstance(targets, FakeTensor)
+    ):
+        return
+    values = targets.numpy()  # no copy, and no op of torch
+    bad = (values < 0) | (values >= num_classes)
+    if bad.any():
+        i = int(bad.argmax())
+        raise ValueError(f"`targets[{i}]` is {values[i]}, outside [0, {num_classes})")

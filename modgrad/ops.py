@@ -1,0 +1,140 @@
+"""Public ops: check the arguments once, choose a backend, call it.
+
+Shape letters: M modalities or groups, P tensors, B batch, C classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from modgrad import checks
+from modgrad.backends import select
+from modgrad.backends.layout import is_dense
+
+
+def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors; where one has gaps or overlaps in memory, a contiguous copy of it."""
+    return [
+        t if t.is_contiguous() and not t.requires_grad else _dense_one(t.detach()) for t in tensors
+    ]
+
+
+def _dense_one(tensor: Tensor) -> Tensor:
+    return tensor if is_dense(tensor) else tensor.contiguous()
+
+
+@torch.no_grad()
+def group_sq_norms(
+    tensors: Sequence[Tensor], group: Sequence[int], num_groups: int, *, backend: str | None = None
+) -> Tensor:
+    """Sum of squares of all elements in each group of tensors.
+
+    ``out[m] = sum over tensors t with group[t] = m of sum_i t[i]^2``, added in float64, so that no
+    float32 input overflows or vanishes; the same bits on every run, for any number of threads.
+
+    Args:
+        tensors: P floating-point tensors of any shape, dtype and stride, on one device.
+        group: P integers in [0, num_groups).
+        num_groups: how many sums; one without tensors is 0.
+        backend: its name; None takes the first that can run.
+
+    Returns:
+        float64 [num_groups].
+    """
+    device = checks.tensors("tensors", tensors)
+    checks.group(group, len(tensors), num_groups)
+    return select(device, backend).group_sq_norms(_dense(tensors), group, num_groups)
+
+
+@torch.no_grad()
+def modulate_(
+    grads: Sequence[Tensor],
+    group: Sequence[int],
+    weights: Tensor,
+    noise: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Scale gradients in place by their group's weight and, with ``noise``, add GE noise.
+
+    ``g <- w g + a std(g) z``, with w = weights[group], a = noise[group], z standard normal, and
+    std(g) the standard deviation (n - 1) over the entries of the unscaled gradient tensor, 0 for a
+    single entry. Computed in float32 (float64 for float64) and rounded once.
+
+    Args:
+        grads: P floating-point tensors on one device, changed in place.
+        group: P integers in [0, M).
+        weights: [M].
+        noise: [M], or None for none. A group with noise 0 is scaled only.
+        seed: an integer, or an int64 tensor of one element that is read on the device; needed with
+            ``noise``. The same seed gives the same noise on every rank and, up to the rounding of
+            log and cos, in every backend.
+        backend: its name; None takes the first that can run.
+
+    Source: Peng et al., Balanced Multimodal Learning via On-the-fly Gradient Modulation, CVPR 2022,
+    eq. 10 (weights) and section 3.3 (noise).
+    """
+    device = checks.tensors("grads", grads)
+    checks.vector("weights", weights, None, device)
+    checks.group(group, len(grads), len(weights))
+    if noise is not None:
+        checks.vector("noise", noise, len(weights), device)
+        seed = _seed(seed, device)
+        noise = noise.detach().float()
+    elif seed is not None:
+        raise ValueError("`seed` is given without `noise`")
+    dense = _dense(grads)
+    select(device, backend).modulate_(dense, group, weights.detach().float(), noise, seed)
+    for grad, changed in zip(grads, dense, strict=True):
+        if changed is not grad and changed.data_ptr() != grad.data_ptr():
+            grad.copy_(changed)
+    torch.autograd.graph.increment_version(grads)
+
+
+def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    if seed is None:
+        raise ValueError("`seed` is None, allowed with `noise`: an integer or an int64 tensor")
+    if not isinstance(seed, Tensor):
+        return torch.tensor(seed, dtype=torch.int64, device=device)
+    if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+        raise ValueError(
+            f"`seed` is {seed.dtype} {list(seed.shape)} on {seed.device},"
+            f" allowed: one int64 element on {device}"
+        )
+    return seed
+
+
+@torch.no_grad()
+def modality_scores(
+    logits: Tensor | Sequence[Tensor], targets: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """Mean probability of the true class from each modality alone: its score.
+
+    ``out[m] = 1/B sum_b softmax(logits[m, b])[targets[b]]``, in one pass over the logits, in
+    float32 (float64 for float64).
+
+    Args:
+        logits: [M, B, C], or M tensors [B, C_m].
+        targets: B integers in [0, C). On the CPU a target outside is an error; on a GPU, where that
+            check would need a host read, it makes the score NaN.
+        backend: its name; None takes the first that can run.
+
+    Returns:
+        float32 [M].
+    """
+    if isinstance(logits, Tensor):
+        if logits.dim() != 3:
+            raise ValueError(f"`logits` has shape {list(logits.shape)}, allowed: [M, B, C]")
+        logits = logits.unbind(0)
+    checks.logits_and_targets(logits, targets)
+    chosen = select(targets.device, backend)
+    return chosen.modality_scores(
+        [x.detach().contiguous() for x in logits], targets.detach().long().contiguous()
+    )
+
+
+def scaled(grads: Sequence[Tensor], weights: Tensor, *, backend: str | None = None) -> list[Tensor]:
+    """``weights[m] * grads[m]`` as new tensors: the backward of ``scale_backward``."""
+    return select(weights.device, backend).scale_backward(_dense(grads), weights.detach().float())

@@ -1,0 +1,52 @@
+"""Which backends and devices are tested, and memory that is never accidentally right."""
+
+import os
+
+import pytest
+import torch
+
+from modgrad.backends import BACKENDS, why_not
+
+REQUIRED = [name for name in os.environ.get("MODGRAD_REQUIRE_BACKENDS", "").split(",") if name]
+unknown = set(REQUIRED) - set(BACKENDS)
+if unknown:
+    raise ValueError(f"MODGRAD_REQUIRE_BACKENDS names {sorted(unknown)}, allowed: {list(BACKENDS)}")
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def usable(name: str, device: str) -> None:
+    """Skip where a backend cannot run, or fail where it has to."""
+    reason = why_not(device)[name]
+    # Triton runs on one device at a time: interpreted on the CPU, compiled on a GPU.
+    elsewhere = name == "triton" and device == "cpu" and torch.cuda.is_available()
+    if reason is not None and name in REQUIRED and not elsewhere:
+        pytest.fail(f"required backend {name!r} cannot run on {device}: {reason}")
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request, device):
+    usable(request.param, device)
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Uninitialised tensors, those made in C++ too, are full of NaN: an unwritten output shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    """Fresh input for every test, and the same in every run of it."""
+    torch.manual_seed(sum(map(ord, request.node.nodeid)))
