@@ -1,0 +1,18 @@
+"""What has to be equal on all ranks."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def mean_over_ranks(total: Tensor, count: int, group: dist.ProcessGroup | None) -> Tensor:
+    """``sum of totals / sum of counts`` over the ranks; total [M], one collective of M + 1 numbers.
+
+    Gradients are equal on all ranks after DDP's reduction. Weights from each rank's own batch would
+    differ, and the replicas with them, silently.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return total / count
+    packed = torch.cat([total, total.new_tensor([float(count)])])
+    dist.all_reduce(packed, group=group)
+    return packed[:-1] / packed[-1]

@@ -1,0 +1,172 @@
+"""Two faces of the modulator: a hook on the user's own optimizer, and a wrapper around it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from typing_extensions import Unpack
+
+from modgrad.balancers.base import Balancer
+from modgrad.modalities import Modalities
+from modgrad.modulator import Modulator, Options
+from modgrad.observation import Observation
+
+
+class _StepHook:
+    """A step pre-hook: modulates before the update; with a closure, after each evaluation."""
+
+    def __init__(self, modulator: Modulator) -> None:
+        self.modulator = modulator
+
+    def __call__(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self.modulator.modulate(optimizer)
+            return None
+
+        def modulated_closure() -> Any:
+            with torch.enable_grad():
+                loss = closure()
+            self.modulator.modulate(optimizer)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], modulated_closure, *args[2:]), kwargs
+        return args, {**kwargs, "closure": modulated_closure}
+
+
+def attach(
+    optimizer: Optimizer,
+    modalities: Modalities,
+    balancer: Balancer[Any],
+    **options: Unpack[Options],
+) -> Modulator:
+    """Balance the gradients before every step of the user's own optimizer, by a step pre-hook.
+
+    For trainers that build or wrap the optimizer themselves. torch drops hooks when an optimizer is
+    copied or pickled; save ``modulator.state_dict()`` beside the optimizer's. ``detach`` undoes it.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``.
+        modalities, balancer, options: as for ``Modulator``.
+
+    Raises:
+        RuntimeError: the optimizer is modulated already.
+    """
+    if isinstance(optimizer, ModulatedOptimizer) or _hooks(optimizer):
+        raise RuntimeError("the optimizer is modulated already; detach(optimizer) first")
+    modulator = Modulator(modalities, balancer, optimizer, **options)
+    optimizer.register_step_pre_hook(_StepHook(modulator))
+    return modulator
+
+
+def detach(optimizer: Optimizer) -> None:
+    """Undo ``attach``: the optimizer steps with the gradients as they are.
+
+    Raises:
+        RuntimeError: nothing is attached.
+    """
+    keys = _hooks(optimizer)
+    if not keys:
+        raise RuntimeError("nothing is attached to the optimizer")
+    for key in keys:
+        del optimizer._optimizer_step_pre_hooks[key]
+
+
+def _hooks(optimizer: Optimizer) -> list[int]:
+    hooks = optimizer._optimizer_step_pre_hooks
+    return [key for key, hook in hooks.items() if isinstance(hook, _StepHook)]
+
+
+def _delegate(name: str) -> Any:
+    """A property that is the wrapped optimizer's attribute: a copied reference would go stale."""
+
+    def get(self: "ModulatedOptimizer") -> Any:
+        return getattr(self.optimizer, name)
+
+    def put(self: "ModulatedOptimizer", value: Any) -> None:
+        setattr(self.optimizer, name, value)
+
+    return property(get, put)
+
+
+class ModulatedOptimizer(Optimizer):
+    """An optimizer that balances the gradients of the modalities before each of its steps.
+
+    ``ModulatedOptimizer(torch.optim.AdamW(model.parameters()), modalities, OGM(alpha=0.8))`` takes
+    the place of the optimizer inside: schedulers, hooks, closures, ``GradScaler``, copying,
+    pickling and checkpoints work as with it. Gradients are balanced as they are when ``step`` is
+    called: after unscaling, accumulation and clipping. The state dict is the inner one with a key
+    "modgrad" beside; each loads into the other.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``, over all trainable parameters of the modalities.
+        modalities, balancer, options: as for ``Modulator``.
+    """
+
+    param_groups = _delegate("param_groups")
+    state = _delegate("state")
+    defaults = _delegate("defaults")
+    _optimizer_step_pre_hooks = _delegate("_optimizer_step_pre_hooks")
+    _optimizer_step_post_hooks = _delegate("_optimizer_step_post_hooks")
+    _optimizer_state_dict_pre_hooks = _delegate("_optimizer_state_dict_pre_hooks")
+    _optimizer_state_dict_post_hooks = _delegate("_optimizer_state_dict_post_hooks")
+    _optimizer_load_state_dict_pre_hooks = _delegate("_optimizer_load_state_dict_pre_hooks")
+    _optimizer_load_state_dict_post_hooks = _delegate("_optimizer_load_state_dict_post_hooks")
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        modalities: Modalities,
+        balancer: Balancer[Any],
+        **options: Unpack[Options],
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"`optimizer` is {type(optimizer).__name__}, allowed: an Optimizer")
+        # Optimizer.__init__ is not called: it would make param_groups, state and hooks of our own,
+        # and fire torch's global step hooks twice a step.
+        self.modulator = attach(optimizer, modalities, balancer, **options)
+        self.optimizer = optimizer
+
+    def observe(self, **observation: Unpack[Observation]) -> None:
+        """Show a batch between its forward and ``step``: see ``Modulator.observe``."""
+        self.modulator.observe(**observation)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Balance the gradients, then step. A closure is run first; its value is returned."""
+        return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.optimizer.state_dict(), "modgrad": self.modulator.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state; one of the plain optimizer leaves the balancer's state as it is."""
+        inner = {key: value for key, value in state_dict.items() if key != "modgrad"}
+        own = state_dict.get("modgrad")
+        if own is not None:
+            self.modulator.check_state_dict(own)
+        self.optimizer.load_state_dict(inner)
+        if own is not None:
+            self.modulator.load_state_dict(own)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "modulator": self.modulator}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # torch's optimizers lose their hooks when they are copied or pickled
+        self.optimizer.register_step_pre_hook(_StepHook(self.modulator))
+
+    def __repr__(self) -> str:
+        modulator = self.modulator
+        parts = f"{modulator.balancer}, {modulator.modalities!r}, {self.optimizer}"
+        return f"ModulatedOptimizer({parts})"
