@@ -1,0 +1,75 @@
+"""Triton kernels: on CUDA tensors, and on CPU tensors under Triton's interpreter."""
+
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modgrad.backends.fake import register
+from modgrad.backends.protocol import SCHEMAS
+
+_INSTALLED = find_spec("triton") is not None
+_TRUE = {"1", "true", "on", "y", "yes"}  # as triton reads its variables
+
+
+def unusable(device: torch.device) -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in _TRUE
+    if not _INSTALLED:
+        return "triton is not installed"
+    if device.type == "cuda" and interpreted:
+        return "TRITON_INTERPRET is set, and the interpreter cannot read CUDA memory"
+    if device.type == "cuda" or (device.type == "cpu" and interpreted):
+        return None
+    return "triton needs CUDA tensors, or TRITON_INTERPRET=1 on cpu"
+
+
+def _launcher(op: str) -> Callable[..., Any]:
+    """The launcher of an op, imported at its first call: importing modgrad imports no triton."""
+
+    def launch(*args: Any) -> Any:
+        module = import_module(f"modgrad.triton_kernels.{op}")
+        with np.errstate(all="ignore"):  # the interpreter's numpy warns where inf and NaN arise
+            return getattr(module, f"launch_{op}")(*args)
+
+    return launch
+
+
+_LAUNCHERS = {op: _launcher(op) for op in SCHEMAS}
+register("triton", _LAUNCHERS)
+
+
+def _call(op: str, *args: Any) -> Any:
+    """Launch; under torch.compile as one opaque op, whose schema says what it changes."""
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.modgrad_triton, op)(*args)
+    return _LAUNCHERS[op](*args)
+
+
+def group_sq_norms(tensors: Sequence[Tensor], group: Sequence[int], num_groups: int) -> Tensor:
+    sums: Tensor = _call("group_sq_norms", tensors, group, num_groups)
+    return sums
+
+
+def modulate_(
+    grads: Sequence[Tensor],
+    group: Sequence[int],
+    weights: Tensor,
+    noise: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> None:
+    _call("modulate_", grads, group, weights, noise, seed)
+
+
+def modality_scores(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    scores: Tensor = _call("modality_scores", logits, targets)
+    return scores
+
+
+def scale_backward(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+    scaled: list[Tensor] = _call("scale_backward", grads, weights)
+    return scaled

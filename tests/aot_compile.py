@@ -1,0 +1,99 @@
+"""Compiles every Triton kernel for one compute capability, without a GPU; prints JSON.
+
+A process of its own: under TRITON_INTERPRET=1 ``triton.jit`` gives nothing that can be compiled.
+"""
+
+import inspect
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from modgrad import triton_kernels
+from modgrad.triton_kernels.table import DTYPES
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+WIDE_ACCESS = r"{}\.global[.:\w]*\.(v4\.b32|v2\.b64|v8\.b32|v4\.b64)"
+
+# The types of each kernel's tensors, in order; DTYPE, CHUNK and BLOCK follow by name.
+KERNELS = {
+    "_group_sq_norms_kernel": ["*i64", "*i64", "*fp64"],
+    "_group_sums_kernel": ["*fp64", "*i64", "*fp64"],
+    "_modulate_kernel": ["*i64", "*i64", "*fp32"],
+    "_modulate_spread_kernel": ["*i64", "*i64", "*fp32", "*fp64", "*fp64"],
+    "_modulate_deviation_kernel": ["*fp64", "*fp64", "*i64", "*i64", "*fp64"],
+    "_modulate_noise_kernel": ["*i64", "*i64", "*fp32", "*fp32", "*fp64", "*i64"],
+    "_modality_scores_kernel": ["*i64", "*i64", "*i64", "*fp64"],
+    "_modality_means_kernel": ["*fp64", "*i64", "*fp32"],
+    "_scale_backward_kernel": ["*i64", "*i64", "*i64", "*fp32"],
+}
+# The constant with the launch options, where it is not the module's OPTIONS.
+OPTIONS = {"_modulate_noise_kernel": "NOISE_OPTIONS"}
+
+
+def kernels() -> dict[str, JITFunction]:
+    """The kernels of the package: its jit functions with a private name; the others are helpers."""
+    found = {}
+    for info in pkgutil.iter_modules(triton_kernels.__path__):
+        module = import_module(f"modgrad.triton_kernels.{info.name}")
+        for name, value in vars(module).items():
+            if isinstance(value, JITFunction) and name.startswith("_"):
+                found[name] = value
+    return found
+
+
+def compile_kernel(function: JITFunction, types: list[str], dtype: object, capability: int) -> dict:
+    names = list(inspect.signature(function.fn).parameters)
+    module = vars(import_module(function.fn.__module__))  # the constants it launches with
+    constants = {**module, "DTYPE": dtype}
+    source = ASTSource(
+        fn=function,
+        signature=dict(zip(names, types + ["constexpr"] * len(names), strict=False)),
+        constexprs={(i,): constants[n] for i, n in enumerate(names[len(types) :], len(types))},
+        attrs={(i,): [["tt.divisibility", 16]] for i in range(len(types))},
+    )
+    target = GPUTarget("cuda", capability, 32)
+    options = module[OPTIONS.get(function.fn.__name__, "OPTIONS")]
+    compiled = triton.compile(source, target=target, options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", cubin.name],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    return {
+        **{key.lower(): int(n) for key, n in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)},
+        "loads": len(re.findall(WIDE_ACCESS.format("ld"), compiled.asm["ptx"])),
+        "stores": len(re.findall(WIDE_ACCESS.format("st"), compiled.asm["ptx"])),
+    }
+
+
+def main(capability: int) -> dict[str, dict]:
+    found = kernels()
+    if found.keys() != KERNELS.keys():
+        sys.exit(
+            f"kernels without a row in KERNELS, or the reverse: {found.keys() ^ KERNELS.keys()}"
+        )
+    report = {}
+    for name, function in found.items():
+        depends = "DTYPE" in inspect.signature(function.fn).parameters
+        for dtype in DTYPES.values() if depends else [None]:
+            row = compile_kernel(function, KERNELS[name], dtype, capability)
+            report[f"{name}[{dtype}]" if depends else name] = row
+    return report
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(int(sys.argv[1]))))

@@ -1,0 +1,114 @@
+"""Where each program of a launch works: tables built on the host and kept on the device.
+
+Only the addresses are new in every step; the rest depends on sizes and dtypes and is cached.
+"""
+# mypy: allow-untyped-decorators
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+CHUNK = 4096  # elements a program: 16 a thread, in 4 loads of 16 bytes for float32
+
+DTYPES = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+# without fusion a product is rounded before it is added to, as in the definition of the ops
+OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
+
+Launches = tuple[tuple[tl.dtype, Tensor], ...]  # the rows of each dtype: one launch each
+
+
+class ChunkTable(NamedTuple):
+    """The chunks of a tensor list, ordered by group, tensor and place; all int64."""
+
+    launches: Launches  # [chunks, 5]: tensor, first element, count, group, slot among all chunks
+    groups: Tensor  # [G, 2]: first and end slot of each group
+    tensors: Tensor  # [P, 2]: first and end slot of each tensor
+    sizes: Tensor  # [P]
+    num_chunks: int
+
+
+@triton.jit
+def read_row(rows: tl.tensor) -> tuple[tl.tensor, ...]:
+    """This program's tensor, first element, count, group and slot."""
+    row = rows + tl.program_id(0).to(tl.int64) * 5
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+
+
+def upload(values: Sequence[int] | NDArray[np.int64], device: torch.device) -> Tensor:
+    """The values on the device, by a copy that the host does not wait for."""
+    pinned = device.type == "cuda"
+    if pinned and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the triton backend cannot be captured in a CUDA graph, whose replays would copy from"
+            " host memory that is no longer kept; capture with backend='native'"
+        )
+    host = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=pinned)
+    return host.to(device, non_blocking=True)
+
+
+def address_table(tensors: Sequence[Tensor]) -> Tensor:
+    """int64 [P]: where each tensor lies in memory."""
+    return upload([t.data_ptr() for t in tensors], tensors[0].device)
+
+
+def stream_id(device: torch.device) -> int:
+    """Part of the caches' keys: on another stream a table could be read before it is copied."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def by_dtype(
+    dtypes: Sequence[torch.dtype], rows: NDArray[np.int64], device: torch.device
+) -> Launches:
+    """The rows of the tensors of each dtype; column 0 is the tensor."""
+    found = list(dict.fromkeys(dtypes))
+    kind = np.array([found.index(d) for d in dtypes])[rows[:, 0]]
+    picked = ((DTYPES[dtype], rows[kind == i]) for i, dtype in enumerate(found))
+    return tuple((dtype, upload(r, device)) for dtype, r in picked if len(r) > 0)
+
+
+def chunk_table(tensors: Sequence[Tensor], group: Sequence[int], num_groups: int) -> ChunkTable:
+    device = tensors[0].device
+    sizes = tuple(t.numel() for t in tensors)
+    dtypes = tuple(t.dtype for t in tensors)
+    return _chunk_table(sizes, dtypes, tuple(group), num_groups, device, stream_id(device))
+
+
+@lru_cache(maxsize=64)
+def _chunk_table(
+    sizes: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    group: tuple[int, ...],
+    num_groups: int,
+    device: torch.device,
+    stream: int,
+) -> ChunkTable:
+    size, of_group = np.array(sizes, dtype=np.int64), np.array(group, dtype=np.int64)
+    chunks = -(-size // CHUNK)
+    order = np.argsort(of_group, kind="stable")
+    ends = np.empty_like(size)
+    ends[order] = np.cumsum(chunks[order])
+    tensor = np.repeat(order, chunks[order])
+    slot = np.arange(len(tensor))
+    first = (slot - (ends - chunks)[tensor]) * CHUNK
+    count = np.minimum(size[tensor] - first, CHUNK)
+    rows = np.stack([tensor, first, count, of_group[tensor], slot], axis=1)
+    bounds = np.searchsorted(of_group[tensor], np.arange(num_groups + 1))
+    return ChunkTable(
+        by_dtype(dtypes, rows, device),
+        upload(np.stack([bounds[:-1], bounds[1:]], axis=1), device),
+        upload(np.stack([ends - chunks, ends], axis=1), device),
+        upload(size, device),
+        len(rows),
+    )
