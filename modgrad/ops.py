@@ -82,11 +82,11 @@ def modulate_(
     if noise is not None:
         checks.vector("noise", noise, len(weights), device)
         seed = _seed(seed, device)
-        noise = noise.detach().float()
+        noise = noise.detach().float().contiguous()
     elif seed is not None:
         raise ValueError("`seed` is given without `noise`")
-    dense = _dense(grads)
-    select(device, backend).modulate_(dense, group, weights.detach().float(), noise, seed)
+    dense, weights = _dense(grads), weights.detach().float().contiguous()
+    select(device, backend).modulate_(dense, group, weights, noise, seed)
     for grad, changed in zip(grads, dense, strict=True):
         if changed is not grad and changed.data_ptr() != grad.data_ptr():
             grad.copy_(changed)
@@ -137,4 +137,6 @@ def modality_scores(
 
 def scaled(grads: Sequence[Tensor], weights: Tensor, *, backend: str | None = None) -> list[Tensor]:
     """``weights[m] * grads[m]`` as new tensors: the backward of ``scale_backward``."""
-    return select(weights.device, backend).scale_backward(_dense(grads), weights.detach().float())
+    return select(weights.device, backend).scale_backward(
+        _dense(grads), weights.detach().float().contiguous()
+    )

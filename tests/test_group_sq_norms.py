@@ -47,8 +47,8 @@ def test_no_overflow_and_no_underflow(backend, device, size):
 
 
 def test_group_without_tensors_is_zero(backend, device):
-    found = modgrad.group_sq_norms([torch.ones(3, device=device)], [2], 4, backend=backend)
-    assert found.tolist() == [0, 0, 3, 0]
+    found = modgrad.group_sq_norms([torch.ones(4, device=device)], [2], 4, backend=backend)
+    assert found.tolist() == [0, 0, 4, 0]
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
@@ -61,7 +61,8 @@ def test_non_finite_values_show_in_their_group_alone(backend, device, value, pos
 
 
 def test_same_bits_on_every_run_and_for_every_number_of_threads(backend, device):
-    tensors = [torch.randn(n, device=device) for n in (50_000, 3, 70_001)]
+    big = 1_000 if backend == "triton" else 3_000_000  # enough work for several threads
+    tensors = [torch.randn(n, device=device) for n in (big, 3, big + 1)]
     threads = torch.get_num_threads()
     # the reference is torch's own sum, which depends on the number of threads
     counts = [threads] * 3 if backend == "reference" else [1, 2, 3]

@@ -112,6 +112,13 @@ def test_group_without_noise_is_scaled_exactly(backend, device):
     assert torch.equal(grad, expected)
 
 
+def test_weights_and_noise_may_be_columns(backend, device):
+    grads = [torch.ones(3, device=device), torch.ones(2, device=device)]
+    columns = torch.tensor([[0.5, 9.0], [2.0, 9.0]], device=device)
+    modgrad.modulate_(grads, [0, 1], columns[:, 0], columns[:, 0], 1, backend=backend)
+    assert [g.unique().tolist() for g in grads] == [[0.5], [2.0]]  # constants have no spread
+
+
 def test_single_element_has_no_spread(backend, device):
     grad = torch.tensor([3.0], device=device)
     one = torch.tensor([1.0], device=device)

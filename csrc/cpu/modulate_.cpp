@@ -69,7 +69,8 @@ void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& gro
   const float* a = noise.has_value() ? noise->const_data_ptr<float>() : nullptr;
   const uint64_t key = seed.has_value() ? static_cast<uint64_t>(seed->const_data_ptr<int64_t>()[0]) : 0;
 
-  const Plan plan = make_plan(sizes);
+  // An element with noise costs some 12 ns, a hundred times one without.
+  const Plan plan = make_plan(sizes, kChunkSize, a != nullptr ? kStreamingTask / 64 : kStreamingTask);
   std::vector<double> std;
   if (a != nullptr) std = standard_deviations(plan, grads, sizes);
   for_each_chunk(plan, [&](int64_t, const Chunk& chunk) {
