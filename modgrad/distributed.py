@@ -1,4 +1,6 @@
-"""What has to be equal on all ranks."""
+"""What has to be equal on all ranks, and the part of a sharded tensor that is here."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,3 +18,13 @@ def mean_over_ranks(total: Tensor, count: int, group: dist.ProcessGroup | None) 
     packed = torch.cat([total, total.new_tensor([float(count)])])
     dist.all_reduce(packed, group=group)
     return packed[:-1] / packed[-1]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, as FSDP2 makes of parameters and gradients."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The local shards of DTensors, and other tensors as they are: scaling needs no more."""
+    return [t.to_local() if is_sharded(t) else t for t in tensors]  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ from modgrad.balancers.base import (
     map_state,
     state_tensors,
 )
-from modgrad.distributed import mean_over_ranks
+from modgrad.distributed import is_sharded, local, mean_over_ranks
 from modgrad.modalities import Assignment, Modalities
 from modgrad.observation import Observation, in_order, measure_scores
 
@@ -206,12 +206,17 @@ class Modulator:
                 f"{type(self.balancer).__name__} needs scores: call observe(...) between forward"
                 " and step(), every step"
             )
-        grads: list[Tensor] = [p.grad for p, _ in present]  # type: ignore[misc]
-        groups = [g for _, g in present]
+        held = [p.grad for p, _ in present if p.grad is not None]
+        grads, groups = local(held), [g for _, g in present]
+        sharded = any(map(is_sharded, held))
+        if sharded and not self.measured <= {"scores"}:
+            raise NotImplementedError(f"{sorted(self.measured)} of sharded gradients (DTensor)")
         statistics = self._measure(optimizer, [p for p, _ in present], grads, groups)
         if self.at == "parameters":
             modulation, state = self._decide(statistics)
             weights = self._column(modulation.weights)
+            if sharded and modulation.noise is not None:
+                raise NotImplementedError("GE noise on sharded gradients (DTensor)")
             seed = None if modulation.noise is None else self._seed + self._step * _SEED_STRIDE
             ops.modulate_(grads, groups, weights, modulation.noise, seed, backend=self.backend)
             self._weights.copy_(weights)

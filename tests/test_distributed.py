@@ -1,0 +1,130 @@
+"""Two ranks with different batches: the replicas stay equal, and see the mean of both."""
+
+import copy
+import os
+import time
+from datetime import timedelta
+
+import networks
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from modgrad import (
+    OGM,
+    FixedWeights,
+    Modalities,
+    ModulatedOptimizer,
+    late_fusion_logits,
+    modality_scores,
+)
+from modgrad.distributed import mean_over_ranks
+
+TWO = ("audio", "visual")
+
+
+def join(rank, folder):
+    """Meet the other rank through a file: no port that another program could take."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+
+
+def run(function, *arguments):
+    """The function on two ranks; a rank that hangs is a failure, not a wait without end."""
+    context = torch.multiprocessing.spawn(function, arguments, nprocs=2, join=False)
+    end = time.monotonic() + 240
+    while not context.join(timeout=5):
+        if time.monotonic() > end:
+            for process in context.processes:
+                process.kill()
+            pytest.fail("the ranks did not finish in 240 s")
+
+
+def train(rank, folder, at):
+    join(rank, folder)
+    torch.manual_seed(0)
+    net = networks.LateFusion()
+    modalities = Modalities(net, **net.specs())
+    noise = 1.0 if at == "parameters" else 0.0
+    model = DistributedDataParallel(net, broadcast_buffers=False)
+    optimizer = ModulatedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), modalities, OGM(0.8, noise), at=at
+    )
+
+    def forward(inputs):
+        features = {m: encoder(inputs[m]) for m, encoder in net.encoders.items()}
+        if at == "boundary":
+            features = optimizer.modulator.scale_backward(features)
+        return features, net.head(torch.cat(list(features.values()), dim=1))
+
+    net.forward = forward  # DistributedDataParallel calls it
+    torch.manual_seed(100 + rank)
+    scores, seen = [], []
+    for _ in range(5):
+        inputs, targets = networks.batch(TWO, size=4 + 5 * rank)
+        features, output = model(inputs)
+        logits = list(late_fusion_logits(features, net.head).values())
+        scores.append((len(targets) * modality_scores(logits, targets), len(targets)))
+        optimizer.observe(features=features, head=net.head, targets=targets)
+        optimizer.zero_grad()
+        F.cross_entropy(output, targets).backward()
+        optimizer.step()
+        seen.append(optimizer.modulator.last.scores)
+    parameters = [p.detach() for p in net.parameters()]
+    torch.save({"parameters": parameters, "scores": scores, "seen": seen}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("at", ["parameters", "boundary"])
+def test_replicas_stay_equal(tmp_path, at):
+    run(train, tmp_path, at)
+    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for p, q in zip(a["parameters"], b["parameters"], strict=True):
+        assert torch.equal(p, q)
+    for (sum_a, n_a), (sum_b, n_b), seen in zip(a["scores"], b["scores"], a["seen"], strict=True):
+        torch.testing.assert_close(seen, (sum_a + sum_b) / (n_a + n_b))
+
+
+def train_sharded(rank, folder):
+    join(rank, folder)
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    model = networks.LateFusion()
+    modalities = Modalities(model, **model.specs())
+    whole = copy.deepcopy(model)
+    for encoder in model.encoders.values():
+        fully_shard(encoder, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    weights = FixedWeights({"audio": 0.25, "visual": 2.0})
+    optimizer = ModulatedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), modalities, weights)
+    plain = torch.optim.SGD(whole.parameters(), lr=0.1)
+    inputs, targets = networks.batch(TWO)
+    F.cross_entropy(model(inputs)[1], targets).backward()
+    optimizer.step()
+    F.cross_entropy(whole(inputs)[1], targets).backward()
+    for m, weight in weights.weights.items():
+        for p in whole.encoders[m].parameters():
+            p.grad.mul_(weight)
+    plain.step()
+    for p, q in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p.full_tensor(), q)
+    optimizer.modulator.measured |= {"grad_sq_norms"}
+    F.cross_entropy(model(inputs)[1], targets).backward()
+    with pytest.raises(NotImplementedError, match="sharded gradients"):
+        optimizer.step()
+    (folder / str(rank)).touch()
+    dist.destroy_process_group()
+
+
+def test_gradients_sharded_by_fsdp2(tmp_path):
+    run(train_sharded, tmp_path)
+    assert {"0", "1"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_without_a_process_group_it_is_the_mean():
+    assert mean_over_ranks(torch.tensor([6.0, 3.0]), 3, None).tolist() == [2, 1]
