@@ -1,0 +1,101 @@
+# From a fresh clone: `make demo` to a result, `make test` to a green test run.
+#   PYTHON=python3.12   the interpreter
+#   VENV=none           use it as it is: its own torch, nothing fetched, nothing installed into it
+#   TORCH=torch==…      what a virtual environment gets
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+REQUIRED_BACKENDS ?= reference,native,triton
+
+ROOT := $(CURDIR)
+SOURCES := $(shell git ls-files 2>/dev/null | grep -E '^(csrc|modgrad|triton_kernels)/|^(setup.py|pyproject.toml|MANIFEST.in)$$')
+RUN := build/run
+
+ifeq ($(VENV),none)
+PY := $(PYTHON)
+ENVIRONMENT :=
+else
+PY := $(ROOT)/$(VENV)/bin/python
+ENVIRONMENT := $(VENV)/.ready
+export PATH := $(ROOT)/$(VENV)/bin:$(PATH)
+endif
+
+# A torch without CUDA cannot load the CUDA module: spare the wait where nobody ships the wheel.
+HAS_CUDA = $(shell $(PY) -c 'import torch; print(int(torch.version.cuda is not None))' 2>/dev/null)
+LOCAL_BUILD = $(if $(filter 1,$(HAS_CUDA)),auto,cpu)
+# A folder to import modgrad from, so that no environment is changed.
+SITE := build/site
+WITH_SITE = PYTHONPATH=$(ROOT)/$(SITE)
+
+.PHONY: demo test gpu bench lint doctor clean
+
+demo: $(SITE)/.ready
+	cd build && $(WITH_SITE) $(PY) -m modgrad demo --output $(ROOT)/demo_results $(DEMO)
+
+doctor: $(SITE)/.ready
+	cd build && $(WITH_SITE) $(PY) -m modgrad doctor
+
+bench: $(SITE)/.ready
+	$(WITH_SITE) $(PY) benchmarks/run.py $(BENCH)
+
+$(VENV)/.ready: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet numpy rich matplotlib pytest pybind11 scikit-learn \
+	    triton ruff mypy build "setuptools>=77" wheel ninja
+	touch $@
+
+$(SITE)/.ready: $(ENVIRONMENT) $(SOURCES)
+	rm -rf $(SITE) build/local
+	MODGRAD_BUILD=$(LOCAL_BUILD) $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/local .
+	$(PY) -m pip install --quiet --no-index --no-deps --target $(SITE) build/local/*.whl
+	touch $@
+
+lint: $(ENVIRONMENT)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# The tests, away from the checkout: what is tested is what is installed.
+$(RUN): FORCE
+	rm -rf $(RUN) && mkdir -p $(RUN)
+	cp -r tests pyproject.toml $(RUN)
+
+ifeq ($(VENV),none)
+# Linters and a network may be missing: build, and test the build.
+test: $(SITE)/.ready $(RUN)
+	cd $(RUN) && $(WITH_SITE) MODGRAD_SOURCE=$(ROOT) $(PY) -m pytest $(PYTEST)
+else
+test: lint build/fresh/.ready $(RUN)
+	cd $(RUN) && TRITON_INTERPRET=1 MODGRAD_REQUIRE_BACKENDS=$(REQUIRED_BACKENDS) \
+	    MODGRAD_SOURCE=$(ROOT) MODGRAD_DIST=$(ROOT)/build/dist $(ROOT)/build/fresh/bin/python -m pytest $(PYTEST)
+endif
+
+# sdist -> wheel -> an environment that has never seen the checkout
+build/fresh/.ready: $(ENVIRONMENT) $(SOURCES)
+	rm -rf build/dist build/unpacked build/fresh
+	$(PY) -m build --quiet --sdist --no-isolation --outdir build/dist .
+	mkdir -p build/unpacked && tar -xzf build/dist/*.tar.gz -C build/unpacked --strip-components=1
+	cd build/unpacked && $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(ROOT)/build/dist .
+	$(PYTHON) -m venv build/fresh
+	build/fresh/bin/python -m pip install --quiet $(TORCH)
+	build/fresh/bin/python -m pip install --quiet "$$(ls build/dist/*.whl)[test]"
+	touch $@
+
+# What only a GPU can show: every test on CUDA with every backend, the sanitizer, the benchmarks.
+gpu: $(SITE)/.ready $(RUN)
+	cd $(RUN) && $(WITH_SITE) MODGRAD_SOURCE=$(ROOT) MODGRAD_REQUIRE_BACKENDS=$(REQUIRED_BACKENDS) \
+	    $(PY) -m pytest -k "not cpu" $(PYTEST)
+	for tool in memcheck racecheck initcheck synccheck; do \
+	    cd $(ROOT) && $(WITH_SITE) PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool \
+	        --error-exitcode 1 $(PY) tests/sanitize.py || exit 1; \
+	done
+	$(WITH_SITE) $(PY) benchmarks/run.py --device cuda $(BENCH)
+
+clean:
+	rm -rf build dist *.egg-info demo_results
+
+.PHONY: FORCE
+FORCE:

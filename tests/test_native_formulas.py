@@ -1,0 +1,102 @@
+"""csrc/math.h and csrc/plan.h, compiled for the CPU and compared with known answers and float64."""
+
+import importlib.util
+import os
+import subprocess
+import sysconfig
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pybind11
+import pytest
+import torch
+
+from modgrad.backends.philox import normals
+
+SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
+
+
+@pytest.fixture(scope="module")
+def formulas(tmp_path_factory):
+    name = "modgrad_native_formulas"
+    target = tmp_path_factory.mktemp("native") / (name + sysconfig.get_config_var("EXT_SUFFIX"))
+    includes = [SOURCE / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    subprocess.run(
+        [
+            os.environ.get("CXX", "c++"),
+            *("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"),
+            *(f"-I{path}" for path in includes),
+            str(SOURCE / "tests" / "native" / "bindings.cpp"),
+            *("-o", str(target)),
+        ],
+        check=True,
+    )
+    spec = importlib.util.spec_from_file_location(name, target)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Known answers of Philox4x32-10, published with the generator: counter, key, output.
+KNOWN = [
+    ([0, 0, 0, 0], 0, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, 2**64 - 1, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        0x299F31D0_A4093822,
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_known_answers(formulas, counter, key, expected):
+    assert formulas.philox(counter, key) == expected
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**40 + 7, -3])
+def test_normals_equal_the_reference(formulas, seed):
+    found = [formulas.normals(seed % 2**64, 5, q) for q in range(64)]
+    expected = normals(torch.tensor(seed), 5, 256).numpy()
+    np.testing.assert_allclose(np.ravel(found), expected, rtol=0, atol=2e-6)
+
+
+def test_normals_are_normal(formulas):
+    z = np.ravel([formulas.normals(9, 0, q) for q in range(50_000)])
+    n = len(z)
+    assert np.isfinite(z).all()
+    assert abs(z.mean()) < 5 / n**0.5
+    assert abs(z.var() - 1) < 5 * (2 / n) ** 0.5
+    assert abs((z**3).mean()) < 5 * (15 / n) ** 0.5
+    assert abs((z**4).mean() - 3) < 5 * (96 / n) ** 0.5
+    lag = [abs(np.corrcoef(z[:-k], z[k:])[0, 1]) for k in (1, 2, 3, 4)]
+    assert max(lag) < 5 / n**0.5
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("n", [1, 2, 3, 1000])
+def test_standard_deviation(formulas, n, offset):
+    x = offset + np.random.default_rng(n).standard_normal(n)
+    expected = x.std(ddof=1) if n > 1 else 0.0
+    assert formulas.standard_deviation(x) == pytest.approx(expected, rel=1e-12)
+
+
+def test_standard_deviation_at_the_edges(formulas):
+    assert formulas.standard_deviation(np.full(7, 0.1)) == 0
+    assert np.isnan(formulas.standard_deviation(np.array([0.0, np.nan])))
+    assert np.isnan(formulas.standard_deviation(np.array([0.0, np.inf])))
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [16, 0, 17, 100], [64] * 50, [1000, 3]])
+def test_plan_covers_every_element_once_and_in_order(formulas, sizes):
+    chunks, tasks = formulas.plan(sizes, 16, 40)
+    covered = [(t, i) for t, begin, size in chunks for i in range(begin, begin + size)]
+    assert covered == [(t, i) for t, size in enumerate(sizes) for i in range(size)]
+    assert all(0 < size <= 16 and begin % 16 == 0 for _, begin, size in chunks)
+    assert tasks[0] == 0
+    assert tasks[-1] == len(chunks)
+    assert all(a < b for a, b in pairwise(tasks))
+    work = [sum(size for _, _, size in chunks[a:b]) for a, b in pairwise(tasks)]
+    assert all(w < 40 + 16 for w in work)
+    assert all(w >= 40 for w in work[:-1])
