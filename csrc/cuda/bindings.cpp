@@ -1,0 +1,159 @@
+// The Python module modgrad._C_cuda: tensors to launchers. Importing it registers the CUDA kernels.
+#include <Python.h>
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include <limits>
+#include <optional>
+
+#include "../tensors.h"
+#include "group_sq_norms.cuh"
+#include "modality_scores.cuh"
+#include "modulate_.cuh"
+#include "scale_backward.cuh"
+
+namespace modgrad {
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+Dtype dtype_of(const char* name, size_t t, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Dtype::kFloat;
+    case ScalarType::Double: return Dtype::kDouble;
+    case ScalarType::Half: return Dtype::kHalf;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    default: STD_TORCH_CHECK(false, "`", name, "[", t, "]` must be float32, float64, float16 or bfloat16");
+  }
+}
+
+void check_device(const char* name, const Tensor& tensor, int32_t device) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device, "`", name,
+                  "` must be on one CUDA device with all other arguments");
+}
+
+// `in` is set, `out` is null.
+std::vector<TensorRef> references(const char* name, const std::vector<Tensor>& tensors,
+                                  const std::vector<int64_t>& group) {
+  const std::vector<int64_t> sizes = checked_sizes(name, tensors);
+  const int32_t device = tensors[0].get_device_index();
+  std::vector<TensorRef> out;
+  out.reserve(tensors.size());
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    check_device(name, tensors[t], device);
+    STD_TORCH_CHECK(group[t] <= std::numeric_limits<int32_t>::max(), "`group[", t, "]` is ", group[t]);
+    out.push_back({tensors[t].const_data_ptr(), nullptr, sizes[t], static_cast<int32_t>(group[t]),
+                   dtype_of(name, t, tensors[t])});
+  }
+  return out;
+}
+
+std::vector<int64_t> one_group_each(size_t num_tensors) {
+  std::vector<int64_t> group(num_tensors);
+  std::iota(group.begin(), group.end(), 0);
+  return group;
+}
+
+Tensor doubles(const Tensor& like, int64_t size) {
+  return torch::stable::new_empty(like, {size}, ScalarType::Double);
+}
+
+Tensor group_sq_norms(const std::vector<Tensor>& tensors, const std::vector<int64_t>& group,
+                      int64_t num_groups) {
+  check_group(group, tensors.size(), num_groups);
+  const std::vector<TensorRef> refs = references("tensors", tensors, group);
+  const int32_t device = tensors[0].get_device_index();
+  const DeviceGuard guard(device);
+  const Tensor sums = doubles(tensors[0], num_groups), partial = doubles(tensors[0], count_chunks(refs));
+  STD_CUDA_CHECK(launch_group_sq_norms(refs, num_groups, partial.mutable_data_ptr<double>(),
+                                       sums.mutable_data_ptr<double>(), current_stream(device)));
+  return sums;
+}
+
+void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& group, const Tensor& weights,
+               const std::optional<Tensor>& noise, const std::optional<Tensor>& seed) {
+  const int64_t num_groups = weights.numel();
+  check_group(group, grads.size(), num_groups);
+  std::vector<TensorRef> refs = references("grads", grads, group);
+  for (size_t t = 0; t < grads.size(); ++t) refs[t].out = grads[t].mutable_data_ptr();
+  const int32_t device = grads[0].get_device_index();
+  check_vector("weights", weights, ScalarType::Float, num_groups);
+  check_device("weights", weights, device);
+  const float* w = weights.const_data_ptr<float>();
+  STD_TORCH_CHECK(noise.has_value() == seed.has_value(),
+                  "`noise` and `seed` are given together or not at all");
+  const DeviceGuard guard(device);
+  const cudaStream_t stream = current_stream(device);
+  if (!noise.has_value()) {
+    STD_CUDA_CHECK(launch_modulate_(refs, w, nullptr, nullptr, nullptr, nullptr, stream));
+    return;
+  }
+  check_vector("noise", *noise, ScalarType::Float, num_groups);
+  check_device("noise", *noise, device);
+  check_vector("seed", *seed, ScalarType::Long, 1);
+  check_device("seed", *seed, device);
+  static_assert(sizeof(Spread) == 2 * sizeof(double), "a Spread is two elements of the scratch tensor");
+  const Tensor partial = doubles(grads[0], 2 * count_chunks(refs));
+  const Tensor deviation = doubles(grads[0], static_cast<int64_t>(grads.size()));
+  STD_CUDA_CHECK(launch_modulate_(refs, w, noise->const_data_ptr<float>(), seed->const_data_ptr<int64_t>(),
+                                  static_cast<Spread*>(partial.mutable_data_ptr()),
+                                  deviation.mutable_data_ptr<double>(), stream));
+}
+
+Tensor modality_scores(const std::vector<Tensor>& logits, const Tensor& targets) {
+  const std::vector<TensorRef> refs = references("logits", logits, one_group_each(logits.size()));
+  const int64_t num_rows = targets.numel(), num_modalities = static_cast<int64_t>(logits.size());
+  const int32_t device = logits[0].get_device_index();
+  STD_TORCH_CHECK(num_rows > 0, "`targets` must not be empty");
+  check_vector("targets", targets, ScalarType::Long, num_rows);
+  check_device("targets", targets, device);
+  for (size_t m = 0; m < logits.size(); ++m)
+    STD_TORCH_CHECK(logits[m].dim() == 2 && logits[m].size(0) == num_rows && logits[m].is_contiguous(),
+                    "`logits[", m, "]` must be contiguous, [", num_rows, ", C]");
+  const DeviceGuard guard(device);
+  const Tensor scores = torch::stable::new_empty(targets, {num_modalities}, ScalarType::Float);
+  const Tensor probabilities = doubles(targets, num_modalities * num_rows);
+  STD_CUDA_CHECK(launch_modality_scores(refs, targets.const_data_ptr<int64_t>(), num_rows,
+                                        probabilities.mutable_data_ptr<double>(),
+                                        scores.mutable_data_ptr<float>(), current_stream(device)));
+  return scores;
+}
+
+std::vector<Tensor> scale_backward(const std::vector<Tensor>& grads, const Tensor& weights) {
+  std::vector<TensorRef> refs = references("grads", grads, one_group_each(grads.size()));
+  const int32_t device = grads[0].get_device_index();
+  check_vector("weights", weights, ScalarType::Float, static_cast<int64_t>(grads.size()));
+  check_device("weights", weights, device);
+  const DeviceGuard guard(device);
+  std::vector<Tensor> scaled;
+  scaled.reserve(grads.size());
+  for (size_t m = 0; m < grads.size(); ++m) {
+    scaled.push_back(torch::stable::empty_like(grads[m]));
+    refs[m].out = scaled[m].mutable_data_ptr();
+  }
+  STD_CUDA_CHECK(launch_scale_backward(refs, weights.const_data_ptr<float>(), current_stream(device)));
+  return scaled;
+}
+
+}  // namespace
+}  // namespace modgrad
+
+STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {
+  m.impl("group_sq_norms", TORCH_BOX(&modgrad::group_sq_norms));
+  m.impl("modulate_", TORCH_BOX(&modgrad::modulate_));
+  m.impl("modality_scores", TORCH_BOX(&modgrad::modality_scores));
+  m.impl("scale_backward", TORCH_BOX(&modgrad::scale_backward));
+}
+
+extern "C" PyMODINIT_FUNC PyInit__C_cuda(void) {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr};
+  return PyModule_Create(&definition);
+}

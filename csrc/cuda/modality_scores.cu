@@ -1,0 +1,98 @@
+// Mean probability of the true class per modality: one pass over the logits, then one over a number a row.
+#include "elements.cuh"
+#include "modality_scores.cuh"
+
+namespace modgrad {
+namespace {
+
+constexpr int kWarp = 32;
+
+// exp(a - b), and 1 for two equal infinities.
+template <typename T>
+__device__ __forceinline__ T exp_difference(T a, T b) {
+  return a == b ? T(1) : std::exp(a - b);
+}
+
+// softmax(x)[target] by kRowThreads threads, all of which get it. NaN and infinities come out as in torch;
+// the largest value so far skips NaN, the sum keeps it.
+template <int kRowThreads, typename T>
+__device__ __forceinline__ double probability(const T* x, int64_t num_classes, int64_t target, int thread) {
+  using Value = wide_t<T>;
+  Value largest = -INFINITY, sum = 0;  // sum of exp(value - largest)
+  for_each_pack<kRowThreads>(x, num_classes, thread, [&](const auto& values, int) {
+    Value larger = largest;
+#pragma unroll
+    for (const Value value : values) larger = value > larger ? value : larger;
+    sum *= exp_difference(largest, larger);
+    largest = larger;
+#pragma unroll
+    for (const Value value : values) sum += exp_difference(value, largest);
+  });
+  const Value row_largest = reduce<kRowThreads>(largest, Larger());
+  sum = reduce<kRowThreads>(sum * exp_difference(largest, row_largest), Add());
+  const Value no_infinity = row_largest - row_largest;  // NaN where the largest is infinite
+  return static_cast<double>(exp_difference(widen(x[target]), row_largest) / sum + no_infinity);
+}
+
+// One warp a row, or one block a row. A target outside [0, C) makes the row NaN and reads nothing.
+template <int kRowThreads, int kCapacity>
+__global__ void __launch_bounds__(kThreads)
+    modality_scores_kernel(const __grid_constant__ TensorList<kCapacity> list, const int64_t* targets,
+                           int64_t num_rows, double* probabilities) {
+  constexpr int kRows = kThreads / kRowThreads;
+  const int thread = static_cast<int>(threadIdx.x % kRowThreads);
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / kRowThreads;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kRows;
+  for (int64_t row = first; row < list.size * num_rows; row += step) {
+    const int m = static_cast<int>(row / num_rows);
+    const int64_t b = row - m * num_rows, num_classes = list.numel[m] / num_rows, target = targets[b];
+    double p = NAN;
+    if (target >= 0 && target < num_classes) {
+      with_type(list.dtype[m], [&](auto type) {
+        using T = decltype(type);
+        p = probability<kRowThreads>(static_cast<const T*>(list.in[m]) + b * num_classes, num_classes, target,
+                                     thread);
+      });
+    }
+    if (thread == 0) probabilities[list.first_tensor * num_rows + row] = p;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    mean_kernel(const double* probabilities, int64_t num_modalities, int64_t num_rows, float* scores) {
+  for (int64_t m = blockIdx.x; m < num_modalities; m += gridDim.x) {
+    double sum = 0;
+#pragma unroll 4
+    for (int64_t b = threadIdx.x; b < num_rows; b += kThreads) sum += probabilities[m * num_rows + b];
+    sum = reduce<kThreads>(sum, Add());
+    if (threadIdx.x == 0) scores[m] = static_cast<float>(sum / static_cast<double>(num_rows));
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_modality_scores(const std::vector<TensorRef>& logits, const int64_t* targets,
+                                   int64_t num_rows, double* probabilities, float* scores,
+                                   cudaStream_t stream) {
+  if (logits.empty() || num_rows == 0) return cudaSuccess;
+  // A warp takes 512 float32 an iteration; past four of them a whole block is worth its barriers.
+  const bool wide = std::any_of(logits.begin(), logits.end(),
+                                [&](const TensorRef& x) { return x.numel / num_rows > 2048; });
+  const cudaError_t error = for_each_list(logits, [&](const auto& list) {
+    const int64_t rows_per_block = wide ? 1 : kThreads / kWarp;
+    const unsigned blocks = num_blocks((list.size * num_rows + rows_per_block - 1) / rows_per_block);
+    if (wide)
+      modality_scores_kernel<kThreads>
+          <<<blocks, kThreads, 0, stream>>>(list, targets, num_rows, probabilities);
+    else
+      modality_scores_kernel<kWarp><<<blocks, kThreads, 0, stream>>>(list, targets, num_rows, probabilities);
+    return cudaGetLastError();
+  });
+  if (error != cudaSuccess) return error;
+  const int64_t num_modalities = static_cast<int64_t>(logits.size());
+  mean_kernel<<<num_blocks(num_modalities), kThreads, 0, stream>>>(probabilities, num_modalities, num_rows,
+                                                                   scores);
+  return cudaGetLastError();
+}
+
+}  // namespace modgrad

@@ -1,0 +1,122 @@
+// A list of tensors as kernels take it: by value, in the arguments of the launch. Nothing is staged on the
+// device first, so a CUDA graph captures the pointers with the launch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../math.h"
+
+namespace modgrad {
+
+enum class Dtype : uint8_t { kFloat, kDouble, kHalf, kBFloat16 };
+
+// A dense tensor on the device of the launch.
+struct TensorRef {
+  const void* in;
+  void* out;  // the same memory for ops in place, null for ops that only read
+  int64_t numel;
+  int32_t group;  // row of the weights
+  Dtype dtype;
+};
+
+// Elements a block takes at a time. 64 KiB of float32 is some 8 us of one of 528 resident blocks at 4 TB/s,
+// well over what starting a block costs. A multiple of 8: a chunk is aligned as its tensor is and splits no
+// quad of normals.
+constexpr int64_t kChunkElements = 16384;
+
+// Elements [begin, begin + size) of a tensor.
+struct TensorChunk {
+  int tensor;
+  int64_t begin, size;
+};
+
+// Capacities of a list. Arguments of 2 KiB launch like any other; 32,764 bytes is the limit from sm_70 on.
+constexpr int kFewTensors = 64, kManyTensors = 880;
+
+// Many times the blocks that run at once (528 on an H200, 4 a multiprocessor); the rest is looped over.
+constexpr int64_t kMaxBlocks = 65536;
+
+inline unsigned num_blocks(int64_t pieces) { return static_cast<unsigned>(std::min(pieces, kMaxBlocks)); }
+
+template <int kCapacity>
+struct TensorList {
+  const void* in[kCapacity];
+  void* out[kCapacity];
+  int64_t numel[kCapacity];
+  int64_t first_chunk[kCapacity + 1];  // counted over the whole list, of which this may be a part
+  int64_t first_tensor;                // index in the whole list of the tensor with index 0 here
+  int32_t group[kCapacity];
+  int32_t size;
+  Dtype dtype[kCapacity];
+
+  int64_t num_chunks() const { return first_chunk[size] - first_chunk[0]; }
+};
+static_assert(sizeof(TensorList<kManyTensors>) + 128 <= 32764, "list and further arguments pass the limit");
+
+MODGRAD_HD int64_t count_chunks(int64_t numel) { return (numel + kChunkElements - 1) / kChunkElements; }
+
+inline int64_t count_chunks(const std::vector<TensorRef>& tensors) {
+  int64_t count = 0;
+  for (const TensorRef& tensor : tensors) count += count_chunks(tensor.numel);
+  return count;
+}
+
+// The last of `size` tensors whose first chunk is not after `chunk`: a tensor without chunks is never it.
+MODGRAD_HD int find_tensor(const int64_t* first_chunk, int size, int64_t chunk) {
+  int low = 0, high = size;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (first_chunk[middle] <= chunk)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+template <int kCapacity>
+MODGRAD_HD TensorChunk find_chunk(const TensorList<kCapacity>& list, int64_t chunk) {
+  const int t = find_tensor(list.first_chunk, list.size, chunk);
+  const int64_t begin = (chunk - list.first_chunk[t]) * kChunkElements, left = list.numel[t] - begin;
+  return {t, begin, left < kChunkElements ? left : kChunkElements};
+}
+
+template <int kCapacity>
+TensorList<kCapacity> make_list(const std::vector<TensorRef>& tensors, int64_t first_tensor,
+                                int64_t first_chunk) {
+  TensorList<kCapacity> list;
+  list.first_tensor = first_tensor;
+  list.first_chunk[0] = first_chunk;
+  const int64_t left = static_cast<int64_t>(tensors.size()) - first_tensor;
+  list.size = static_cast<int32_t>(std::min<int64_t>(kCapacity, left));
+  for (int i = 0; i < list.size; ++i) {
+    const TensorRef& tensor = tensors[first_tensor + i];
+    list.in[i] = tensor.in;
+    list.out[i] = tensor.out;
+    list.numel[i] = tensor.numel;
+    list.first_chunk[i + 1] = list.first_chunk[i] + count_chunks(tensor.numel);
+    list.group[i] = tensor.group;
+    list.dtype[i] = tensor.dtype;
+  }
+  return list;
+}
+
+// Calls launch(list) for the smallest list that holds all tensors, or for as many large ones as it takes.
+template <typename Launch>
+cudaError_t for_each_list(const std::vector<TensorRef>& tensors, Launch launch) {
+  const int64_t size = static_cast<int64_t>(tensors.size());
+  if (size <= kFewTensors) return size == 0 ? cudaSuccess : launch(make_list<kFewTensors>(tensors, 0, 0));
+  int64_t first_chunk = 0;
+  for (int64_t first = 0; first < size; first += kManyTensors) {
+    const auto list = make_list<kManyTensors>(tensors, first, first_chunk);
+    if (const cudaError_t error = launch(list); error != cudaSuccess) return error;
+    first_chunk = list.first_chunk[list.size];
+  }
+  return cudaSuccess;
+}
+
+}  // namespace modgrad

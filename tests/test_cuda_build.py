@@ -1,0 +1,97 @@
+"""What the CUDA kernels compile to, without a GPU: no torch, no spills, 16 bytes an access."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
+ARCHITECTURES = (80, 90, 100, 120)
+FILES = sorted((SOURCE / "csrc" / "cuda").glob("*.cu"))
+
+# Four float types, four loads in flight each.
+ACCESSES = 16
+READS = {
+    "group_sq_norms_kernel",
+    "modality_scores_kernel",
+    "modulate_kernel",
+    "scale_backward_kernel",
+    "spread_kernel",
+}
+WRITES = {"modulate_kernel", "scale_backward_kernel"}
+
+# CUDA's sin and cos reduce arguments above 1e5 on the stack; those of GE noise are below 7.
+STACK = {"modulate_kernel<true>": 32}
+
+
+def kernel(symbol):
+    """The name in a mangled symbol, with its first template argument where that is a bool."""
+    name, argument = re.search(r"\d([a-z_]+_kernel)(?:I(Lb[01])?)?", symbol).groups()
+    return name + {None: "", "Lb0": "<false>", "Lb1": "<true>"}[argument]
+
+
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
+    return shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(home, "bin")))
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda file: file.stem)
+def compiled(request, tmp_path_factory):
+    """Device code for all architectures, and what ptxas says about its kernels."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        reason = "no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda"
+        if os.environ.get("MODGRAD_REQUIRE_NVCC") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    target = tmp_path_factory.mktemp("cuda") / f"{request.param.stem}.fatbin"
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    flags = ["-std=c++17", "-O3", "-Xptxas=-v", "-fatbin"]
+    command = [nvcc, *flags, *codes, request.param, "-o", target]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target, done.stderr
+
+
+def test_nothing_spills(compiled):
+    _, report = compiled
+    found = re.findall(
+        r"entry function '(\w+)' for 'sm_(\d+)'\n.*\n"
+        r" *(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+        report,
+    )
+    assert {int(architecture) for _, architecture, *_ in found} == set(ARCHITECTURES)
+    spilled = [
+        f"{kernel(symbol)} for sm_{architecture}: stack {stack}, stores {stores}, loads {loads}"
+        for symbol, architecture, stack, stores, loads in found
+        if int(stores) + int(loads) > 0 or int(stack) > STACK.get(kernel(symbol), 0)
+    ]
+    assert not spilled
+
+
+def test_elements_move_by_16_bytes(compiled):
+    triton = find_spec("triton")
+    folder = triton and Path(triton.submodule_search_locations[0], "backends", "nvidia", "bin")
+    cuobjdump = shutil.which("cuobjdump", path=folder) if folder else None
+    if cuobjdump is None:
+        pytest.skip("no cuobjdump: it comes with triton")
+    target, _ = compiled
+    sass = subprocess.run(
+        [cuobjdump, "-sass", "-arch", "sm_90", target], capture_output=True, text=True, check=True
+    ).stdout
+    streaming = 0
+    for text in sass.split("Function : ")[1:]:
+        name = kernel(text.split()[0])
+        plain = name.partition("<")[0]
+        wide = defaultdict(int)
+        for instruction in re.findall(r"\b(LDG|STG)\.E(?:\.\w+)*\.128\b", text):
+            wide[instruction] += 1
+        assert plain not in READS or wide["LDG"] >= ACCESSES, f"{name} loads {dict(wide)}"
+        assert plain not in WRITES or wide["STG"] >= ACCESSES, f"{name} stores {dict(wide)}"
+        streaming += plain in READS
+    assert streaming > 0
