@@ -37,7 +37,9 @@ def find_cuda_home() -> Path | None:
         "/usr/local/cuda",
     ]
     homes = (Path(c) for c in candidates if c)
-    return next((home for home in homes if (home / "bin" / "nvcc").exists()), None)
+    # an nvcc on PATH may be a script that stands apart from its toolkit
+    parts = ("bin/nvcc", "include/cuda_runtime_api.h")
+    return next((home for home in homes if all((home / p).exists() for p in parts)), None)
 
 
 def default_architectures(cuda_home: Path) -> str:
@@ -67,12 +69,13 @@ def extensions() -> dict[str, object]:
         missing("C++ compiler", "pure-Python build", MODE != "auto")
         return {}
 
-    cxx = ["-O3", "-std=c++17", "-fvisibility=hidden", TORCH_TARGET]
+    cxx = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", TORCH_TARGET]
+    headers = sorted(str(p) for p in Path("csrc").rglob("*.[hc]*") if p.suffix in {".h", ".cuh"})
     modules = [
         cpp_extension.CppExtension(
             "modgrad._C",
             sorted(str(p) for p in Path("csrc/cpu").glob("*.cpp")),
-            include_dirs=[str(Path("csrc").resolve())],
+            depends=headers,
             py_limited_api=True,
             extra_compile_args={"cxx": cxx},
         )
@@ -86,12 +89,13 @@ def extensions() -> dict[str, object]:
             cpp_extension.CppExtension(
                 "modgrad._C_cuda",
                 ["csrc/cuda/bindings.cpp", *sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))],
-                include_dirs=[str(Path("csrc").resolve()), str(cuda_home / "include")],
+                include_dirs=[str(cuda_home / "include")],
                 library_dirs=[str(cuda_home / "lib64")],
                 # static: the wheel must not depend on which CUDA runtime torch carries
                 libraries=["cudart_static", "rt", "pthread", "dl"],
                 # --as-needed would drop libtorch, through which libtorch_cuda is found at load time
                 extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
+                depends=headers,
                 py_limited_api=True,
                 extra_compile_args={
                     "cxx": [*cxx, "-DUSE_CUDA"],

@@ -20,8 +20,7 @@ struct Plan {
 };
 
 // 16 Ki elements stay in a core's L2 cache between two passes. A streaming pass over 1 Mi elements takes
-// 0.1 to 0.2 ms; below that a second thread gains little, and where another program has the core, waiting
-// for it costs milliseconds.
+// 0.1 to 0.2 ms.
 constexpr int64_t kChunkSize = 1 << 14, kStreamingTask = 1 << 20;
 
 inline Plan make_plan(const std::vector<int64_t>& sizes, int64_t chunk_size = kChunkSize,

@@ -21,7 +21,7 @@ SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
 def formulas(tmp_path_factory):
     name = "modgrad_native_formulas"
     target = tmp_path_factory.mktemp("native") / (name + sysconfig.get_config_var("EXT_SUFFIX"))
-    includes = [SOURCE / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    includes = [pybind11.get_include(), sysconfig.get_path("include")]
     subprocess.run(
         [
             os.environ.get("CXX", "c++"),

@@ -1,6 +1,6 @@
 // Sums of squares per group: one pass, float64, one partial sum a chunk, added in the order of chunks.
+#include "../tensors.h"
 #include "parallel.h"
-#include "tensors.h"
 
 namespace modgrad {
 namespace {

@@ -1,6 +1,6 @@
 // Mean probability of the true class per modality: one pass over the logits, rows spread over threads.
+#include "../tensors.h"
 #include "scale.h"
-#include "tensors.h"
 
 namespace modgrad {
 namespace {

@@ -1,10 +1,10 @@
 // g <- w g, or w g + a std(g) z: two passes with noise (the spread, then the update), one without.
 #include <optional>
 
-#include "math.h"
+#include "../math.h"
+#include "../tensors.h"
 #include "parallel.h"
 #include "scale.h"
-#include "tensors.h"
 
 namespace modgrad {
 namespace {
@@ -43,7 +43,7 @@ std::vector<double> standard_deviations(const Plan& plan, const std::vector<Tens
 
 // Chunks begin at multiples of 4, so a quad of normals never straddles two of them.
 template <typename T>
-void scale_and_add_noise(T* x, const Chunk& chunk, float weight, float deviation, uint64_t seed) {
+void scale_and_add_noise(T* x, const Chunk& chunk, float weight, double deviation, uint64_t seed) {
   using Wide = wide_t<T>;
   for (int64_t i = 0; i < chunk.size; i += 4) {
     const Normals4 n = normals(seed, static_cast<uint32_t>(chunk.tensor), static_cast<uint64_t>(chunk.begin + i) / 4);
@@ -83,7 +83,7 @@ void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& gro
       if (amount == 0.0f)
         scale(x + chunk.begin, x + chunk.begin, chunk.size, w[g]);
       else
-        scale_and_add_noise(x, chunk, w[g], static_cast<float>(amount * std[chunk.tensor]), key);
+        scale_and_add_noise(x, chunk, w[g], amount * std[chunk.tensor], key);
     });
   });
 }

@@ -1,6 +1,6 @@
 // Gradients of the features, scaled into new tensors: one pass over all of them.
+#include "../tensors.h"
 #include "scale.h"
-#include "tensors.h"
 
 namespace modgrad {
 

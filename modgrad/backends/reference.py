@@ -22,7 +22,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def group_sq_norms(tensors: Sequence[Tensor], group: Sequence[int], num_groups: int) -> Tensor:
     sums: list[list[Tensor]] = [[] for _ in range(num_groups)]
     for tensor, g in zip(tensors, group, strict=True):
-        sums[g].append(torch.linalg.vector_norm(tensor, dtype=torch.float64).square())
+        x = flat(tensor).double()
+        sums[g].append(torch.dot(x, x))
     zero = tensors[0].new_zeros((), dtype=torch.float64)
     return torch.stack([torch.stack(s).sum() if s else zero for s in sums])
 

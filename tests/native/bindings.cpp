@@ -6,8 +6,8 @@
 #include <array>
 #include <tuple>
 
-#include "math.h"
-#include "plan.h"
+#include "../../csrc/math.h"
+#include "../../csrc/plan.h"
 
 namespace py = pybind11;
 
