@@ -1,0 +1,46 @@
+"""The command line: ``modgrad demo`` and ``modgrad doctor``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.util import find_spec
+
+import modgrad
+from modgrad.demo.arguments import add_arguments
+from modgrad.demo.options import Options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 2 where it was asked for something it cannot do."""
+    parser = argparse.ArgumentParser(prog="modgrad", description=modgrad.__doc__)
+    parser.add_argument("--version", action="version", version=modgrad.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    about = "train on AV-Digits with and without balancing: a table and a plot"
+    add_arguments(commands.add_parser("demo", help=about, description=about))
+    about = "print what a bug report needs: versions, devices, which backend runs"
+    commands.add_parser("doctor", help=about, description=about)
+    arguments = parser.parse_args(argv)
+    return _demo(arguments) if arguments.command == "demo" else _doctor()
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    missing = [name for name in ("rich", "matplotlib") if find_spec(name) is None]
+    if missing:
+        needs = " and ".join(missing)
+        print(f"modgrad demo needs {needs}: pip install modgrad[demo]", file=sys.stderr)
+        return 2
+    from modgrad.demo.command import run
+
+    return run(Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)}))
+
+
+def _doctor() -> int:
+    from modgrad.doctor import report
+
+    print(report())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

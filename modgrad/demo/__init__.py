@@ -1,0 +1,1 @@
+"""What ``modgrad demo`` does: train on AV-Digits with and without balancing, and compare."""
