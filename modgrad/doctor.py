@@ -69,7 +69,7 @@ def _driver() -> str:
 
 
 def _environment() -> dict[str, str]:
-    variables = {name: os.environ.get(name, "not set") for name in VARIABLES}
+    variables = {name: os.environ.get(name) or "not set" for name in VARIABLES}
     found = {name: find_spec(name) for name in EXTENSIONS}
     return variables | {
         name: "missing" if spec is None else spec.origin or "present"
@@ -90,17 +90,17 @@ def backend_name(device: torch.device, name: str | None = None) -> str:
 
 def _backends(device: torch.device) -> str:
     """Which backend runs on a device, and why each other one does not."""
-    asked = os.environ.get("MODGRAD_BACKEND")
     chosen = None
-    otherwise = "usable"
     try:
         chosen = backend_name(device)
-        otherwise = "usable, but MODGRAD_BACKEND is set" if asked else f"usable after {chosen}"
         verdict = f"{chosen} runs"
     except (ValueError, backends.BackendUnavailableError) as error:
-        verdict = f"nothing runs with MODGRAD_BACKEND={asked}: {error}"
+        verdict = f"nothing runs with MODGRAD_BACKEND={os.environ['MODGRAD_BACKEND']}: {error}"
     rows: list[list[str | list[str]]] = [
-        [name, "runs" if name == chosen else (reason or otherwise).splitlines()]
+        [
+            name,
+            "runs" if name == chosen else (reason or "usable, if asked for by name").splitlines(),
+        ]
         for name, reason in backends.why_not(device).items()
     ]
     return f"{device.type}: {verdict}\n\n{render(['backend', f'on {device.type}'], rows)}"
