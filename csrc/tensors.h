@@ -65,4 +65,69 @@ inline void check_vector(const char* name, const Tensor& tensor, ScalarType dtyp
                   "` has ", tensor.numel(), " elements, allowed: ", size, ", contiguous, float32 (int64 for seeds)");
 }
 
+// Whether the two have one dtype, and an index means the same place in the memory of both.
+inline bool same_layout(const Tensor& a, const Tensor& b) {
+  if (a.scalar_type() != b.scalar_type() || a.dim() != b.dim()) return false;
+  const auto sizes = a.sizes(), other = b.sizes(), strides = a.strides(), other_strides = b.strides();
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] != other[d]) return false;
+    if (sizes[d] > 1 && a.numel() > 0 && strides[d] != other_strides[d]) return false;
+  }
+  return true;
+}
+
+// Gradients of several losses by parameter: those of parameter p are grads[order[i]] for i in
+// [first[p], first[p + 1]), in the order of losses.
+struct ByParameter {
+  std::vector<int64_t> order, first;
+};
+
+inline ByParameter checked_by_parameter(const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
+                                        const std::vector<int64_t>& loss, const std::vector<int64_t>& group,
+                                        int64_t num_groups, int64_t num_losses) {
+  checked_sizes("grads", grads);
+  check_group(group, group.size(), num_groups);
+  const size_t num_grads = grads.size();
+  const int64_t num_tensors = static_cast<int64_t>(group.size());
+  STD_TORCH_CHECK(tensor.size() == num_grads && loss.size() == num_grads, "`tensor` and `loss` have ",
+                  tensor.size(), " and ", loss.size(), " entries, allowed: ", num_grads);
+  ByParameter by;
+  by.first.resize(group.size() + 1);
+  for (size_t i = 0; i < num_grads; ++i) {
+    STD_TORCH_CHECK(tensor[i] >= 0 && tensor[i] < num_tensors, "`tensor[", i, "]` is ", tensor[i],
+                    ", outside [0, ", num_tensors, ")");
+    STD_TORCH_CHECK(loss[i] >= 0 && loss[i] < num_losses, "`loss[", i, "]` is ", loss[i], ", outside [0, ",
+                    num_losses, ")");
+    ++by.first[tensor[i] + 1];
+  }
+  std::partial_sum(by.first.begin(), by.first.end(), by.first.begin());
+  by.order.resize(num_grads);
+  std::iota(by.order.begin(), by.order.end(), 0);
+  std::sort(by.order.begin(), by.order.end(), [&](int64_t a, int64_t b) {
+    return tensor[a] != tensor[b] ? tensor[a] < tensor[b] : loss[a] < loss[b];
+  });
+  for (size_t i = 1; i < num_grads; ++i) {
+    const int64_t a = by.order[i - 1], b = by.order[i];
+    if (tensor[a] != tensor[b]) continue;
+    STD_TORCH_CHECK(loss[a] != loss[b], "`grads[", a, "]` and `grads[", b,
+                    "]` are of one tensor and one loss, allowed: one gradient each");
+    STD_TORCH_CHECK(same_layout(grads[a], grads[b]), "`grads[", a, "]` and `grads[", b,
+                    "]` are of one tensor, allowed: one dtype, shape and memory order");
+  }
+  return by;
+}
+
+// Every tensor of `out` is like the gradients that are written to it; `weights` is [M, num_losses].
+inline void check_combination(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
+                              const std::vector<int64_t>& group, const Tensor& weights,
+                              const ByParameter& by) {
+  checked_sizes("out", out);
+  check_group(group, out.size(), weights.size(0));
+  check_vector("weights", weights, ScalarType::Float, weights.size(0) * weights.size(1));
+  for (size_t p = 0; p < out.size(); ++p)
+    if (by.first[p] < by.first[p + 1])
+      STD_TORCH_CHECK(same_layout(out[p], grads[by.order[by.first[p]]]), "`out[", p,
+                      "]` differs from its gradients, allowed: one dtype, shape and memory order");
+}
+
 }  // namespace modgrad

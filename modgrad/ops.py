@@ -4,6 +4,7 @@ Shape letters: M modalities or groups, P tensors, B batch, C classes.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,10 +88,15 @@ def modulate_(
         raise ValueError("`seed` is given without `noise`")
     dense, weights = _dense(grads), weights.detach().float().contiguous()
     select(device, backend).modulate_(dense, group, weights, noise, seed)
-    for grad, changed in zip(grads, dense, strict=True):
-        if changed is not grad and changed.data_ptr() != grad.data_ptr():
-            grad.copy_(changed)
-    torch.autograd.graph.increment_version(grads)
+    _write_back(grads, dense)
+
+
+def _write_back(tensors: Sequence[Tensor], dense: Sequence[Tensor]) -> None:
+    """After an op in place: fill the tensors that it saw as copies, and tell autograd."""
+    for tensor, changed in zip(tensors, dense, strict=True):
+        if changed is not tensor and changed.data_ptr() != tensor.data_ptr():
+            tensor.copy_(changed)
+    torch.autograd.graph.increment_version(tensors)
 
 
 def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
@@ -140,3 +146,116 @@ def scaled(grads: Sequence[Tensor], weights: Tensor, *, backend: str | None = No
     return select(weights.device, backend).scale_backward(
         _dense(grads), weights.detach().float().contiguous()
     )
+
+
+class _PerLoss(NamedTuple):
+    """The gradients of K losses as backends take them: one list, and whose each entry is."""
+
+    grads: list[Tensor]
+    tensor: list[int]
+    loss: list[int]
+
+
+def _per_loss(
+    grads_per_loss: Sequence[Sequence[Tensor | None]], strides: Sequence[Tensor | None]
+) -> _PerLoss:
+    """Checked, and with the memory order of ``strides`` where that names a tensor."""
+    if not grads_per_loss:
+        raise ValueError("`grads_per_loss` is empty, allowed: one list a loss")
+    P = len(grads_per_loss[0])
+    out, first = _PerLoss([], [], []), list(strides)
+    for k, grads in enumerate(grads_per_loss):
+        if len(grads) != P:
+            raise ValueError(f"`grads_per_loss[{k}]` has {len(grads)} entries, allowed: {P}")
+        for p, grad in enumerate(grads):
+            if grad is None:
+                continue
+            like = first[p] = grad if first[p] is None else first[p]
+            if like is not None and (grad.shape, grad.dtype) != (like.shape, like.dtype):
+                raise ValueError(
+                    f"`grads_per_loss[{k}][{p}]` is {grad.dtype} {list(grad.shape)},"
+                    f" allowed: {like.dtype} {list(like.shape)}"
+                )
+            out.grads.append(grad)
+            out.tensor.append(p)
+            out.loss.append(k)
+    if not out.grads:
+        raise ValueError("`grads_per_loss` holds no gradient, allowed: at least one")
+    checks.tensors("grads_per_loss", out.grads)
+    for i, p in enumerate(out.tensor):
+        out.grads[i] = _with_strides(out.grads[i].detach(), first[p])
+    return out
+
+
+def _with_strides(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """The tensor, dense and in the memory order of ``like`` if that is dense."""
+    if like is None or not is_dense(like):
+        return tensor.contiguous()
+    if tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_like(like, requires_grad=False).copy_(tensor)
+
+
+@torch.no_grad()
+def group_gram(
+    grads_per_loss: Sequence[Sequence[Tensor | None]],
+    group: Sequence[int],
+    num_groups: int,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Inner products of the gradients of K losses, in each group of parameters.
+
+    ``out[m, k, j] = sum over parameters p with group[p] = m of <g_k[p], g_j[p]>``, added in
+    float64; a missing gradient counts as 0. Symmetric to the bit; ``group_sq_norms`` for K = 1.
+
+    Args:
+        grads_per_loss: K lists of P floating-point tensors, or None where a loss does not reach a
+            parameter; the K gradients of a parameter have one shape and dtype.
+        group: P integers in [0, num_groups).
+        num_groups: M.
+        backend: its name; None takes the first that can run.
+
+    Returns:
+        float64 [M, K, K].
+    """
+    per_loss = _per_loss(grads_per_loss, [None] * len(grads_per_loss[0] if grads_per_loss else ()))
+    checks.group(group, len(grads_per_loss[0]), num_groups)
+    chosen = select(per_loss.grads[0].device, backend)
+    return chosen.group_gram(*per_loss, group, num_groups, len(grads_per_loss))
+
+
+@torch.no_grad()
+def combine_(
+    out: Sequence[Tensor],
+    grads_per_loss: Sequence[Sequence[Tensor | None]],
+    group: Sequence[int],
+    weights: Tensor,
+    *,
+    backend: str | None = None,
+) -> None:
+    """The weighted sum of the gradients of K losses, written to ``out`` in one pass.
+
+    ``out[p] <- sum_k weights[group[p], k] g_k[p]``, added in the order of losses in float32
+    (float64 for float64) and rounded once; 0 where no loss reaches a parameter.
+
+    Args:
+        out: P floating-point tensors, overwritten; none of them may be one of the gradients.
+        grads_per_loss: K lists of P tensors like those of ``out``, or None.
+        group: P integers in [0, M).
+        weights: [M, K].
+        backend: its name; None takes the first that can run.
+    """
+    device = checks.tensors("out", out)
+    per_loss = _per_loss(grads_per_loss, out)
+    checks.group(group, len(out), len(weights))
+    K = len(grads_per_loss)
+    if len(grads_per_loss[0]) != len(out):
+        raise ValueError(f"`out` has {len(out)} tensors, allowed: {len(grads_per_loss[0])}")
+    if weights.dim() != 2 or weights.shape[1] != K or weights.device != device:
+        found = f"{list(weights.shape)} on {weights.device}"
+        raise ValueError(f"`weights` is {found}, allowed: [M, {K}] on {device}")
+    dense = _dense(out)
+    chosen = select(device, backend)
+    chosen.combine_(dense, *per_loss, group, weights.detach().float().contiguous())
+    _write_back(out, dense)

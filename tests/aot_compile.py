@@ -24,7 +24,7 @@ from modgrad.triton_kernels.table import DTYPES
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 WIDE_ACCESS = r"{}\.global[.:\w]*\.(v4\.b32|v2\.b64|v8\.b32|v4\.b64)"
 
-# The types of each kernel's tensors, in order; DTYPE, CHUNK and BLOCK follow by name.
+# The types of each kernel's arguments, in order; DTYPE, CHUNK and BLOCK follow by name.
 KERNELS = {
     "_group_sq_norms_kernel": ["*i64", "*i64", "*fp64"],
     "_group_sums_kernel": ["*fp64", "*i64", "*fp64"],
@@ -35,9 +35,16 @@ KERNELS = {
     "_modality_scores_kernel": ["*i64", "*i64", "*i64", "*fp64"],
     "_modality_means_kernel": ["*fp64", "*i64", "*fp32"],
     "_scale_backward_kernel": ["*i64", "*i64", "*i64", "*fp32"],
+    "_group_gram_kernel": ["*i64", "*i64", "*fp64", "i32", "i32"],
+    "_group_gram_sums_kernel": ["*fp64", "*i64", "*fp64", "i32", "i32"],
+    "_combine_kernel": ["*i64", "*i64", "*fp32", "i32"],
 }
 # The constant with the launch options, where it is not the module's OPTIONS.
-OPTIONS = {"_modulate_noise_kernel": "NOISE_OPTIONS"}
+OPTIONS = {
+    "_modulate_noise_kernel": "NOISE_OPTIONS",
+    "_group_gram_kernel": "TWO_CHUNK_OPTIONS",
+    "_combine_kernel": "TWO_CHUNK_OPTIONS",
+}
 
 
 def kernels() -> dict[str, JITFunction]:
@@ -59,7 +66,7 @@ def compile_kernel(function: JITFunction, types: list[str], dtype: object, capab
         fn=function,
         signature=dict(zip(names, types + ["constexpr"] * len(names), strict=False)),
         constexprs={(i,): constants[n] for i, n in enumerate(names[len(types) :], len(types))},
-        attrs={(i,): [["tt.divisibility", 16]] for i in range(len(types))},
+        attrs={(i,): [["tt.divisibility", 16]] for i, t in enumerate(types) if t[0] == "*"},
     )
     target = GPUTarget("cuda", capability, 32)
     options = module[OPTIONS.get(function.fn.__name__, "OPTIONS")]

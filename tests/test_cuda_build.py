@@ -17,13 +17,15 @@ FILES = sorted((SOURCE / "csrc" / "cuda").glob("*.cu"))
 # Four float types, four loads in flight each.
 ACCESSES = 16
 READS = {
+    "combine_kernel",
+    "group_gram_kernel",
     "group_sq_norms_kernel",
     "modality_scores_kernel",
     "modulate_kernel",
     "scale_backward_kernel",
     "spread_kernel",
 }
-WRITES = {"modulate_kernel", "scale_backward_kernel"}
+WRITES = {"combine_kernel", "modulate_kernel", "scale_backward_kernel"}
 
 # CUDA's sin and cos reduce arguments above 1e5 on the stack; those of GE noise are below 7.
 STACK = {"modulate_kernel<true>": 32}

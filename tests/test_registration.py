@@ -18,6 +18,17 @@ def samples(device):
         "modulate_": [(grads, [1, 0], weights), (grads, [1, 0], weights, noise, seed)],
         "modality_scores": [(logits, torch.tensor([0, 2, 1, 1], device=device))],
         "scale_backward": [(grads, weights)],
+        "group_gram": [([*grads, grads[0] + 1], [0, 1, 0], [0, 0, 1], [1, 0], 2, 2)],
+        "combine_": [
+            (
+                [torch.randn(3, 4, device=device), torch.randn(7, device=device)],
+                [*grads, grads[0] + 1],
+                [0, 1, 0],
+                [0, 0, 1],
+                [1, 0],
+                torch.randn(2, 2, device=device),
+            )
+        ],
     }
 
 
@@ -39,9 +50,9 @@ def test_compiled_ops_equal_eager_ones(backend, device):
         modgrad.modulate_(grads, [1, 0], weights, noise, seed, backend=backend)
         return norms, modgrad.modality_scores(logits, targets, backend=backend)
 
-    inputs = [arguments[-1] for arguments in samples(device).values()]
-    grads, _, weights, noise, seed = inputs[1]
-    logits, targets = inputs[2]
+    inputs = {op: arguments[-1] for op, arguments in samples(device).items()}
+    grads, _, weights, noise, seed = inputs["modulate_"]
+    logits, targets = inputs["modality_scores"]
     eager = [g.clone() for g in grads]
     expected_norms = modgrad.group_sq_norms(eager, [0, 1], 2, backend=backend)
     modgrad.modulate_(eager, [1, 0], weights, noise, seed, backend=backend)

@@ -16,8 +16,15 @@ READS = {
     "_modulate_spread_kernel",
     "_modulate_noise_kernel",
     "_scale_backward_kernel",
+    "_group_gram_kernel",
+    "_combine_kernel",
 }
-WRITES = {"_modulate_kernel", "_modulate_noise_kernel", "_scale_backward_kernel"}
+WRITES = {
+    "_modulate_kernel",
+    "_modulate_noise_kernel",
+    "_scale_backward_kernel",
+    "_combine_kernel",
+}
 
 
 @pytest.fixture(scope="module", params=[80, 90, 100, 120], ids="sm_{}".format)

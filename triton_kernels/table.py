@@ -25,6 +25,8 @@ DTYPES = {
 }
 # without fusion a product is rounded before it is added to, as in the definition of the ops
 OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
+# where a program holds two chunks: 31 to 52 registers on sm_90, 58 to 136 with 16 elements a thread
+TWO_CHUNK_OPTIONS = {**OPTIONS, "num_warps": 16}
 
 Launches = tuple[tuple[tl.dtype, Tensor], ...]  # the rows of each dtype: one launch each
 
@@ -61,6 +63,15 @@ def upload(values: Sequence[int] | NDArray[np.int64], device: torch.device) -> T
 def address_table(tensors: Sequence[Tensor]) -> Tensor:
     """int64 [P]: where each tensor lies in memory."""
     return upload([t.data_ptr() for t in tensors], tensors[0].device)
+
+
+def address_grid(
+    tensors: Sequence[Tensor], row: Sequence[int], column: Sequence[int], rows: int, columns: int
+) -> Tensor:
+    """int64 [rows, columns]: where tensors[i] lies, at (row[i], column[i]); 0 where none does."""
+    grid = np.zeros((rows, columns), dtype=np.int64)
+    grid[row, column] = [t.data_ptr() for t in tensors]
+    return upload(grid, tensors[0].device)
 
 
 def stream_id(device: torch.device) -> int:

@@ -9,6 +9,8 @@
 #include <optional>
 
 #include "../tensors.h"
+#include "combine_.cuh"
+#include "group_gram.cuh"
 #include "group_sq_norms.cuh"
 #include "modality_scores.cuh"
 #include "modulate_.cuh"
@@ -60,6 +62,21 @@ std::vector<int64_t> one_group_each(size_t num_tensors) {
   std::vector<int64_t> group(num_tensors);
   std::iota(group.begin(), group.end(), 0);
   return group;
+}
+
+LossRefs loss_references(const std::vector<Tensor>& grads, const ByParameter& by,
+                         const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
+                         const std::vector<int64_t>& group) {
+  std::vector<int64_t> group_of_grad;
+  for (const int64_t t : tensor) group_of_grad.push_back(group[t]);
+  const std::vector<TensorRef> refs = references("grads", grads, group_of_grad);
+  LossRefs sorted = {{}, {}, by.first};
+  for (const int64_t i : by.order) {
+    STD_TORCH_CHECK(loss[i] <= std::numeric_limits<int32_t>::max(), "`loss[", i, "]` is ", loss[i]);
+    sorted.grads.push_back(refs[i]);
+    sorted.loss.push_back(static_cast<int32_t>(loss[i]));
+  }
+  return sorted;
 }
 
 Tensor doubles(const Tensor& like, int64_t size) {
@@ -143,6 +160,47 @@ std::vector<Tensor> scale_backward(const std::vector<Tensor>& grads, const Tenso
   return scaled;
 }
 
+Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
+                  const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
+                  int64_t num_losses) {
+  const ByParameter by = checked_by_parameter(grads, tensor, loss, group, num_groups, num_losses);
+  const std::vector<Tile> tiles = make_tiles(loss_references(grads, by, tensor, loss, group));
+  const int32_t device = grads[0].get_device_index();
+  const DeviceGuard guard(device);
+  const Tensor gram =
+      torch::stable::new_empty(grads[0], {num_groups, num_losses, num_losses}, ScalarType::Double);
+  const Tensor partial = doubles(grads[0], kSlots * count_chunks(tiles));
+  STD_CUDA_CHECK(launch_group_gram(tiles, num_groups, num_losses, partial.mutable_data_ptr<double>(),
+                                   gram.mutable_data_ptr<double>(), current_stream(device)));
+  return gram;
+}
+
+void combine_(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
+              const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
+              const std::vector<int64_t>& group, const Tensor& weights) {
+  STD_TORCH_CHECK(weights.dim() == 2, "`weights` has ", weights.dim(), " dimensions, allowed: 2");
+  const int64_t num_losses = weights.size(1);
+  const ByParameter by = checked_by_parameter(grads, tensor, loss, group, weights.size(0), num_losses);
+  check_combination(out, grads, group, weights, by);
+  const LossRefs refs = loss_references(grads, by, tensor, loss, group);
+  std::vector<TensorRef> targets = references("out", out, group);
+  const int32_t device = out[0].get_device_index();
+  check_device("grads", grads[0], device);
+  check_device("weights", weights, device);
+  const DeviceGuard guard(device);
+  std::vector<Tensor> wide;  // kept until everything is launched; its memory goes back in stream order
+  for (size_t p = 0; p < out.size(); ++p) {
+    targets[p].in = nullptr;
+    targets[p].out = out[p].mutable_data_ptr();
+    if (by.first[p + 1] - by.first[p] <= kMostGrads) continue;
+    const ScalarType type = targets[p].dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+    wide.push_back(torch::stable::new_empty(out[p], {targets[p].numel}, type));
+    targets[p].in = wide.back().mutable_data_ptr();
+  }
+  STD_CUDA_CHECK(launch_combine_(targets, refs, weights.const_data_ptr<float>(), num_losses,
+                                 current_stream(device)));
+}
+
 }  // namespace
 }  // namespace modgrad
 
@@ -151,6 +209,8 @@ STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {
   m.impl("modulate_", TORCH_BOX(&modgrad::modulate_));
   m.impl("modality_scores", TORCH_BOX(&modgrad::modality_scores));
   m.impl("scale_backward", TORCH_BOX(&modgrad::scale_backward));
+  m.impl("group_gram", TORCH_BOX(&modgrad::group_gram));
+  m.impl("combine_", TORCH_BOX(&modgrad::combine_));
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C_cuda(void) {

@@ -23,6 +23,13 @@ struct TensorRef {
   Dtype dtype;
 };
 
+// Gradients of several losses: those of parameter p are grads [first[p], first[p + 1]), by loss.
+struct LossRefs {
+  std::vector<TensorRef> grads;  // group: that of the parameter
+  std::vector<int32_t> loss;
+  std::vector<int64_t> first;  // [P + 1]
+};
+
 // Elements a block takes at a time. 64 KiB of float32 is some 8 us of one of 528 resident blocks at 4 TB/s,
 // well over what starting a block costs. A multiple of 8: a chunk is aligned as its tensor is and splits no
 // quad of normals.

@@ -34,11 +34,35 @@ def _scale_backward(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
     return [torch.empty_like(grad) for grad in grads]
 
 
+def _group_gram(
+    grads: Sequence[Tensor],
+    tensor: Sequence[int],
+    loss: Sequence[int],
+    group: Sequence[int],
+    num_groups: int,
+    num_losses: int,
+) -> Tensor:
+    return grads[0].new_empty(num_groups, num_losses, num_losses, dtype=torch.float64)
+
+
+def _combine_(
+    out: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    tensor: Sequence[int],
+    loss: Sequence[int],
+    group: Sequence[int],
+    weights: Tensor,
+) -> None:
+    return None
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "group_sq_norms": _group_sq_norms,
     "modulate_": _modulate_,
     "modality_scores": _modality_scores,
     "scale_backward": _scale_backward,
+    "group_gram": _group_gram,
+    "combine_": _combine_,
 }
 
 

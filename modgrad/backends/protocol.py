@@ -19,6 +19,15 @@ SCHEMAS = {
     ),
     "modality_scores": "(Tensor[] logits, Tensor targets) -> Tensor",
     "scale_backward": "(Tensor[] grads, Tensor weights) -> Tensor[]",
+    # grads[i] is the gradient of loss[i] in parameter tensor[i], which is in group[tensor[i]]
+    "group_gram": (
+        "(Tensor[] grads, int[] tensor, int[] loss, int[] group, int num_groups, int num_losses)"
+        " -> Tensor"
+    ),
+    "combine_": (
+        "(Tensor(a!)[] out, Tensor[] grads, int[] tensor, int[] loss, int[] group, Tensor weights)"
+        " -> ()"
+    ),
 }
 
 
@@ -44,3 +53,23 @@ class Backend(Protocol):
     def modality_scores(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor: ...
 
     def scale_backward(self, grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]: ...
+
+    def group_gram(
+        self,
+        grads: Sequence[Tensor],
+        tensor: Sequence[int],
+        loss: Sequence[int],
+        group: Sequence[int],
+        num_groups: int,
+        num_losses: int,
+    ) -> Tensor: ...
+
+    def combine_(
+        self,
+        out: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        tensor: Sequence[int],
+        loss: Sequence[int],
+        group: Sequence[int],
+        weights: Tensor,
+    ) -> None: ...

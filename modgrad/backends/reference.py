@@ -59,7 +59,42 @@ def scale_backward(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
     ]
 
 
-register(
-    "reference",
-    {f.__name__: f for f in (group_sq_norms, modulate_, modality_scores, scale_backward)},
-)
+def group_gram(
+    grads: Sequence[Tensor],
+    tensor: Sequence[int],
+    loss: Sequence[int],
+    group: Sequence[int],
+    num_groups: int,
+    num_losses: int,
+) -> Tensor:
+    by_tensor: dict[int, list[tuple[int, Tensor]]] = {}
+    for grad, t, k in zip(grads, tensor, loss, strict=True):
+        by_tensor.setdefault(t, []).append((k, flat(grad).double()))
+    gram = grads[0].new_zeros(num_groups, num_losses, num_losses, dtype=torch.float64)
+    for t, present in by_tensor.items():
+        for k, x in present:
+            for j, y in present:
+                if k <= j:
+                    gram[group[t], k, j] += torch.dot(x, y)
+    return gram.triu() + gram.triu(1).transpose(1, 2)
+
+
+def combine_(
+    out: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    tensor: Sequence[int],
+    loss: Sequence[int],
+    group: Sequence[int],
+    weights: Tensor,
+) -> None:
+    sums = [torch.zeros_like(flat(x), dtype=_wide(x.dtype)) for x in out]
+    order = sorted(range(len(grads)), key=lambda i: (tensor[i], loss[i]))
+    for i in order:
+        sum_, weight = sums[tensor[i]], weights[group[tensor[i]], loss[i]]
+        sum_ += flat(grads[i]).to(sum_.dtype) * weight.to(sum_.dtype)
+    for x, sum_ in zip(out, sums, strict=True):
+        flat(x).copy_(sum_)
+
+
+_OPS = (group_sq_norms, modulate_, modality_scores, scale_backward, group_gram, combine_)
+register("reference", {op.__name__: op for op in _OPS})

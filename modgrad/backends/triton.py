@@ -73,3 +73,26 @@ def modality_scores(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
 def scale_backward(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
     scaled: list[Tensor] = _call("scale_backward", grads, weights)
     return scaled
+
+
+def group_gram(
+    grads: Sequence[Tensor],
+    tensor: Sequence[int],
+    loss: Sequence[int],
+    group: Sequence[int],
+    num_groups: int,
+    num_losses: int,
+) -> Tensor:
+    gram: Tensor = _call("group_gram", grads, tensor, loss, group, num_groups, num_losses)
+    return gram
+
+
+def combine_(
+    out: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    tensor: Sequence[int],
+    loss: Sequence[int],
+    group: Sequence[int],
+    weights: Tensor,
+) -> None:
+    _call("combine_", out, grads, tensor, loss, group, weights)

@@ -1,0 +1,81 @@
+// Inner products of some gradients over a chunk, all in one pass.
+#pragma once
+
+#include "elements.cuh"
+#include "group_gram.cuh"
+
+namespace modgrad {
+
+constexpr int kWarps = kThreads / 32;
+
+// The thread's share of the products over [0, n), in float64, then its warp's sum to warps[slot].
+template <int kRows, int kColumns, typename T>
+__device__ __forceinline__ void multiply(const void* const* in, int columns, int64_t begin, int64_t n,
+                                         double (*warps)[kWarps]) {
+  constexpr int kGrads = kRows + kColumns, kWidth = kColumns > 0 ? kColumns : kRows;
+  constexpr int kUnroll = kGrads < kInFlight ? kInFlight / kGrads : 1, kSize = Pack<T>::kSize;
+  const int thread = static_cast<int>(threadIdx.x);
+  const T* x[kGrads];
+  bool alike = true;
+#pragma unroll
+  for (int g = 0; g < kGrads; ++g) {
+    // a column that is not there: the first one again, for slots that nobody reads
+    x[g] = static_cast<const T*>(in[g < kRows || g - kRows < columns ? g : kRows]) + begin;
+    alike = alike && reinterpret_cast<uintptr_t>(x[g]) % 16 == reinterpret_cast<uintptr_t>(x[0]) % 16;
+  }
+  double sums[kRows][kWidth] = {};
+  const auto add = [&](const double(&v)[kGrads]) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int c = kColumns > 0 ? 0 : r; c < kWidth; ++c)
+        sums[r][c] = fma(v[r], v[kColumns > 0 ? kRows + c : c], sums[r][c]);
+  };
+  const auto add_packs = [&](const Pack<T>(&packs)[kGrads]) {
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      double v[kGrads];
+#pragma unroll
+      for (int g = 0; g < kGrads; ++g) v[g] = static_cast<double>(widen(packs[g].x[e]));
+      add(v);
+    }
+  };
+  const Split s = alike ? split(x[0], n) : Split{0, 0, n};
+  int64_t i = thread;
+#pragma unroll 1
+  for (; i + (kUnroll - 1) * kThreads < s.packs; i += kUnroll * kThreads) {
+    Pack<T> packs[kUnroll][kGrads];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+      for (int g = 0; g < kGrads; ++g) packs[u][g] = load_pack(x[g] + s.head + (i + u * kThreads) * kSize);
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) add_packs(packs[u]);
+  }
+  if constexpr (kUnroll > 1) {
+#pragma unroll 1
+    for (; i < s.packs; i += kThreads) {
+      Pack<T> packs[kGrads];
+#pragma unroll
+      for (int g = 0; g < kGrads; ++g) packs[g] = load_pack(x[g] + s.head + i * kSize);
+      add_packs(packs);
+    }
+  }
+#pragma unroll 2
+  for (int64_t e = thread; e < s.head + s.tail; e += kThreads) {
+    double v[kGrads];
+#pragma unroll
+    for (int g = 0; g < kGrads; ++g)
+      v[g] = static_cast<double>(widen(x[g][e < s.head ? e : e + s.packs * kSize]));
+    add(v);
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int c = kColumns > 0 ? 0 : r; c < kWidth; ++c) {
+      const double sum = reduce_lanes<32>(sums[r][c], Add());
+      if (thread % 32 == 0) warps[kTile * r + c][thread / 32] = sum;
+    }
+}
+
+}  // namespace modgrad
