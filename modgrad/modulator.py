@@ -1,62 +1,33 @@
 """The engine: measures statistics, asks the balancer, modulates the gradients."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
-from modgrad import ops
+from modgrad import gradients, ops
 from modgrad.autograd import scale_backward
 from modgrad.backends import select
 from modgrad.balancers.base import (
     MEASURED,
     Balancer,
-    Modulation,
     Statistics,
     map_state,
     state_tensors,
 )
 from modgrad.distributed import is_sharded, local, mean_over_ranks
+from modgrad.meter import Meter
 from modgrad.modalities import Assignment, Modalities
 from modgrad.observation import Observation, in_order, measure_scores
+from modgrad.records import Decision, LastStep
 
 # 2^64 over the golden ratio, as a signed number: seeds of successive steps share no pattern.
 _SEED_STRIDE = 0x9E3779B97F4A7C15 - 2**64
-
-
-@dataclass(frozen=True)
-class LastStep:
-    """What the last step measured and did: device tensors in the order of the modalities."""
-
-    modalities: tuple[str, ...]
-    weights: Tensor  # float32 [M]
-    noise: Tensor | None = None  # float32 [M]
-    scores: Tensor | None = None  # float32 [M]
-    grad_sq_norms: Tensor | None = None  # float64 [M], before modulation
-    param_sq_norms: Tensor | None = None  # float64 [M], before the update
-
-    def read(self) -> dict[str, dict[str, float]]:
-        """The numbers on the host, by quantity and modality. This waits for the device."""
-        named = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        tensors = {k: v.double() for k, v in named.items() if isinstance(v, Tensor)}
-        values = torch.stack(list(tensors.values())).tolist()
-        rows = zip(tensors, values, strict=True)
-        return {name: dict(zip(self.modalities, row, strict=True)) for name, row in rows}
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments of ``Modulator``, passed on by ``attach`` and ``ModulatedOptimizer``."""
-
-    at: Literal["parameters", "boundary"]
-    record: Iterable[str]
-    backend: str | None
-    seed: int
-    process_group: ProcessGroup | None
 
 
 class Modulator:
@@ -68,6 +39,8 @@ class Modulator:
         modalities: which parameters belong to which modality.
         balancer: from statistics to weights.
         optimizer: holds the parameters.
+        losses: the names of the losses that ``backward`` will be given, where there are several or
+            the balancer reads them; by default the one that the user calls ``backward`` on.
         at: where weights are applied. "parameters" scales the parameters' gradients before the
             update. "boundary" scales the gradients that enter the encoders, at O(B D) instead of
             O(parameters): the same numbers for parameters that only ``scale_backward(features)``
@@ -84,6 +57,7 @@ class Modulator:
         balancer: Balancer[Any],
         optimizer: Optimizer,
         *,
+        losses: Sequence[str] = ("joint",),
         at: Literal["parameters", "boundary"] = "parameters",
         record: Iterable[str] = (),
         backend: str | None = None,
@@ -93,38 +67,44 @@ class Modulator:
         if not isinstance(modalities, Modalities):
             raise TypeError(f"`modalities` is {type(modalities).__name__}, allowed: Modalities")
         self.modalities, self.balancer, self.backend = modalities, balancer, backend
-        self.measured = frozenset(balancer.needs) | frozenset(record)
+        self._meter = Meter(frozenset(balancer.needs) | frozenset(record), len(modalities), backend)
         self.process_group = process_group
         if at not in ("parameters", "boundary"):
             raise ValueError(f"`at` is {at!r}, allowed: 'parameters', 'boundary'")
-        if not self.measured <= MEASURED:
-            unknown = sorted(self.measured - MEASURED)
+        if not self._meter.names <= MEASURED:
+            unknown = sorted(self._meter.names - MEASURED)
             raise ValueError(f"unknown statistics {unknown}, allowed: {sorted(MEASURED)}")
         if at == "boundary" and not balancer.needs <= {"scores"}:
             late = sorted(balancer.needs - {"scores"})
             raise ValueError(f"{late} are known after backward only, allowed: at='parameters'")
-        self.at = at
+        if not losses or len(set(losses)) < len(losses):
+            raise ValueError(f"`losses` is {list(losses)}, allowed: different names, at least one")
+        self.at, self.losses = at, tuple(losses)
+        self._takes_losses = len(losses) > 1 or not self._meter.names.isdisjoint({"losses", "gram"})
+        if at == "boundary" and self._takes_losses:
+            raise ValueError("several losses are balanced at='parameters' only")
+        self._optimizer = optimizer
         self._held: list[nn.Parameter] = []
         self._assignment = Assignment([], [])
-        self._refresh(optimizer)
+        self._refresh()
         device = self._assignment.parameters[0].device
         select(device, backend)  # an unusable backend is an error here, not in the first step
         self.enabled = True
         """Set to False to let gradients pass unchanged and unmeasured."""
         self.last: LastStep | None = None
         self._scores: tuple[Tensor, int] | None = None  # sum over samples, number of samples
-        self._pending: tuple[Modulation, Any] | None = None  # decided before backward
+        self._decided: Decision | None = None  # before step, by observe or backward
         self._boundary_used = False
 
-        self._state = balancer.init(modalities.names, 1, device)
+        self._state = balancer.init(modalities.names, len(self.losses), device)
         self._weights = torch.ones(len(modalities), device=device)
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         self._epoch = torch.zeros((), dtype=torch.int64, device=device)
         self._seed = torch.tensor(seed, dtype=torch.int64, device=device)
 
-    def _refresh(self, optimizer: Optimizer) -> None:
+    def _refresh(self) -> None:
         """Look the parameters up again where the optimizer's are other tensors than before."""
-        held = [p for group in optimizer.param_groups for p in group["params"]]
+        held = [p for group in self._optimizer.param_groups for p in group["params"]]
         if len(held) != len(self._held) or any(
             a is not b for a, b in zip(held, self._held, strict=True)
         ):
@@ -153,7 +133,7 @@ class Modulator:
         gradient accumulation the scores are averaged over samples. Does nothing where no scores
         are needed.
         """
-        if not self.enabled or "scores" not in self.measured:
+        if not self.enabled or "scores" not in self._meter.names:
             return
         self._follow(self._assignment.parameters[0].device)
         total, count = measure_scores(observation, self.modalities.names, self.backend)
@@ -161,12 +141,11 @@ class Modulator:
             raise ValueError(f"scores are on {total.device}, allowed: {self._weights.device}")
         if self.at == "boundary":
             mean = mean_over_ranks(total, count, self.process_group)
-            modulation, state = self._decide(Statistics(self._step, self._epoch, mean))
-            if modulation.noise is not None:
+            decision = self._decide(Statistics(self._step, self._epoch, mean))
+            if decision.modulation.noise is not None:
                 raise ValueError("GE noise needs the gradients, allowed: at='parameters'")
-            self._weights.copy_(self._column(modulation.weights))
-            self._pending = (modulation, state)
-            self._scores = (total, count)
+            self._weights.copy_(decision.weights[:, 0])
+            self._decided, self._scores = decision, (total, count)
         elif self._scores is None:
             self._scores = (total, count)
         else:
@@ -183,101 +162,166 @@ class Modulator:
         ordered = in_order("features", features, self.modalities.names)
         return scale_backward(ordered, self.weights, backend=self.backend)
 
+    def backward(self, losses: Mapping[str, Tensor]) -> None:
+        """Instead of ``loss.backward()``: balance several losses, and fill the gradients.
+
+        A balancer that weights whole losses costs one ordinary backward. One that looks at the
+        losses' gradients gets them for the modalities' parameters, loss by loss, through no more of
+        the graph than each needs; shared parameters get the sum of the losses. ``observe`` comes
+        before, where scores are needed; ``step`` after.
+
+        Args:
+            losses: a scalar for each name in ``losses`` of the constructor.
+        """
+        values = list(in_order("losses", losses, self.losses).values())
+        for name, value in losses.items():
+            if value.numel() != 1 or not value.requires_grad:
+                raise ValueError(f"`losses[{name!r}]` is no scalar that requires a gradient")
+        values = [value.reshape(()) for value in values]
+        if not self.enabled:
+            torch.stack(values).sum().backward()
+            return
+        self._refresh()
+        self._check_observed()
+        parameters, group = self._trainable()
+        if any(map(is_sharded, parameters)):
+            raise NotImplementedError(
+                "backward of several losses with sharded parameters (DTensor)"
+            )
+        self._follow(parameters[0].device)
+        detached = torch.stack([value.detach().float() for value in values])
+        statistics = replace(self._known(), losses=mean_over_ranks(detached, 1, self.process_group))
+        if not self._meter.names & {"gram", "grad_sq_norms", "param_sq_norms"}:
+            decision = self._decide(statistics)
+            if decision.modulation.weights.dim() == 1:
+                weights = decision.modulation.weights.to(values[0].device)
+                (weights * torch.stack(values)).sum().backward()
+                self._decided = decision
+                return
+        grads = gradients.per_loss(values, parameters)
+        for each in grads:
+            gradients.mean_over_ranks_(each, self.process_group)
+        decision = self._decide(self._meter.of_losses(statistics, parameters, grads, group))
+        combined = [torch.empty_like(p, requires_grad=False) for p in parameters]
+        ops.combine_(combined, grads, group, decision.weights, backend=self.backend)
+        own = set(map(id, parameters))
+        shared = [p for p in self._held if p.requires_grad and id(p) not in own]
+        whole = decision.modulation.weights if decision.modulation.weights.dim() == 1 else None
+        of_shared = gradients.of_sum(values, whole, shared)
+        gradients.mean_over_ranks_(of_shared, self.process_group)
+        gradients.accumulate([*parameters, *shared], [*combined, *of_shared])
+        self._decided = decision
+
+    def _trainable(self) -> Assignment:
+        pairs = [pair for pair in zip(*self._assignment, strict=True) if pair[0].requires_grad]
+        if not pairs:
+            raise ValueError("no parameter of any modality requires a gradient")
+        return Assignment([p for p, _ in pairs], [g for _, g in pairs])
+
     @torch.no_grad()
-    def modulate(self, optimizer: Optimizer) -> None:
+    def modulate(self) -> None:
         """Balance the gradients that the optimizer is about to use. Called by its step.
 
         Raises:
             RuntimeError: the balancer needs scores and ``observe`` was not called since the last
-                step; weights are applied at the boundary and ``scale_backward`` was never called.
+                step; several losses are named and ``backward`` was not called; weights are applied
+                at the boundary and ``scale_backward`` was not called.
         """
         if not self.enabled:
             return
-        self._refresh(optimizer)
-        parameters, group = self._assignment
-        present = [(p, g) for p, g in zip(parameters, group, strict=True) if p.grad is not None]
+        self._refresh()
+        pairs = zip(*self._assignment, strict=True)
+        present = [(p, p.grad, g) for p, g in pairs if p.grad is not None]
         if not present:
             return
         self._follow(present[0][0].device)
-        if self._missing_observation():
-            if _learning_rate_is_zero(optimizer):
-                return  # how torch.distributed.checkpoint makes an optimizer create its state
+        if self._decided is None and _learning_rate_is_zero(self._optimizer) and self._unprepared():
+            return  # how torch.distributed.checkpoint makes an optimizer create its state
+        self._check_observed()
+        if self.at == "boundary" and not self._boundary_used:
+            raise RuntimeError("at='boundary', but `scale_backward` was not called in forward")
+        if self._takes_losses and self._decided is None:
+            raise RuntimeError(
+                f"call backward({{…}}) with {list(self.losses)}, not loss.backward()"
+            )
+        decision = self._decided
+        if decision is None:
+            parameters, grads, group = (list(column) for column in zip(*present, strict=True))
+            decision = self._modulate(parameters, grads, group)
+        self._commit(decision)
+
+    def _unprepared(self) -> bool:
+        return self._takes_losses or ("scores" in self._meter.names and self._scores is None)
+
+    def _check_observed(self) -> None:
+        if "scores" in self._meter.names and self._scores is None:
             raise RuntimeError(
                 f"{type(self.balancer).__name__} needs scores: call observe(...) between forward"
                 " and step(), every step"
             )
-        held = [p.grad for p, _ in present if p.grad is not None]
-        grads, groups = local(held), [g for _, g in present]
-        sharded = any(map(is_sharded, held))
-        if sharded and not self.measured <= {"scores"}:
-            raise NotImplementedError(f"{sorted(self.measured)} of sharded gradients (DTensor)")
-        statistics = self._measure(optimizer, [p for p, _ in present], grads, groups)
-        if self.at == "parameters":
-            modulation, state = self._decide(statistics)
-            weights = self._column(modulation.weights)
-            if sharded and modulation.noise is not None:
+
+    def _modulate(
+        self, parameters: list[nn.Parameter], held: list[Tensor], group: list[int]
+    ) -> Decision:
+        """Measure, decide, and scale the gradients of the one loss in place."""
+        grads, sharded = local(held), any(map(is_sharded, held))
+        if sharded and not self._meter.names <= {"scores"}:
+            raise NotImplementedError(f"{sorted(self._meter.names)} of sharded gradients (DTensor)")
+        scale = getattr(
+            self._optimizer, "grad_scale", None
+        )  # set by GradScaler on fused optimizers
+        statistics = self._meter.of_gradients(self._known(), parameters, grads, group, scale)
+        decision = self._decide(statistics)
+        noise, seed = decision.modulation.noise, None
+        if noise is not None:
+            if sharded:
                 raise NotImplementedError("GE noise on sharded gradients (DTensor)")
-            seed = None if modulation.noise is None else self._seed + self._step * _SEED_STRIDE
-            ops.modulate_(grads, groups, weights, modulation.noise, seed, backend=self.backend)
-            self._weights.copy_(weights)
-        else:
-            if not self._boundary_used:
-                raise RuntimeError("at='boundary', but `scale_backward` was not called in forward")
-            modulation, state = self._pending or self._decide(statistics)
-        self._commit(optimizer, statistics, modulation, state)
+            seed = self._seed + self._step * _SEED_STRIDE
+        weights = decision.weights[:, 0]
+        ops.modulate_(grads, group, weights, noise, seed, backend=self.backend)
+        self._weights.copy_(weights)
+        return decision
 
-    def _missing_observation(self) -> bool:
-        return "scores" in self.measured and self._scores is None
-
-    def _measure(
-        self,
-        optimizer: Optimizer,
-        parameters: list[nn.Parameter],
-        grads: list[Tensor],
-        group: list[int],
-    ) -> Statistics:
-        scores = grad_sq_norms = param_sq_norms = None
-        M = len(self.modalities)
+    def _known(self) -> Statistics:
+        """What is known without gradients."""
+        scores = None
         if self._scores is not None:
             scores = mean_over_ranks(*self._scores, self.process_group)
-        if "grad_sq_norms" in self.measured:
-            grad_sq_norms = ops.group_sq_norms(grads, group, M, backend=self.backend)
-            scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler on fused optimizers
-            if scale is not None:
-                grad_sq_norms = grad_sq_norms / scale.double().square()
-        if "param_sq_norms" in self.measured:
-            param_sq_norms = ops.group_sq_norms(parameters, group, M, backend=self.backend)
-        return Statistics(self._step, self._epoch, scores, grad_sq_norms, param_sq_norms)
+        return Statistics(self._step, self._epoch, scores)
 
-    def _decide(self, statistics: Statistics) -> tuple[Modulation, Any]:
-        modulation, state = self.balancer.update(statistics, self._state)
-        return modulation, state
+    def _decide(self, statistics: Statistics) -> Decision:
+        with torch.no_grad():
+            modulation, state = self.balancer.update(statistics, self._state)
+            shape = len(self.modalities), len(self.losses)
+            weights = modulation.weights.broadcast_to(shape).float()
+        if modulation.noise is not None and self._takes_losses:
+            raise NotImplementedError("GE noise with several losses")
+        return Decision(statistics, modulation, weights, state)
 
-    def _column(self, weights: Tensor) -> Tensor:
-        """The weights [M, 1] of the one loss, as float32 [M]."""
-        return weights.broadcast_to(len(self.modalities), 1)[:, 0].float()
-
-    def _commit(
-        self, optimizer: Optimizer, statistics: Statistics, modulation: Modulation, state: Any
-    ) -> None:
+    def _commit(self, decision: Decision) -> None:
         """Keep the new state, except where GradScaler found infinities and the step is skipped."""
-        skipped = getattr(optimizer, "found_inf", None)
+        skipped = getattr(self._optimizer, "found_inf", None)
         if skipped is None:
-            self._state = state
+            self._state = decision.state
             self._step = self._step + 1
         else:
             keep = skipped.reshape(()) != 0
-            self._state = map_state(lambda a, b: torch.where(keep, a, b), self._state, state)
+            self._state = map_state(
+                lambda a, b: torch.where(keep, a, b), self._state, decision.state
+            )
             self._step = self._step + (~keep).long()
+        measured, weights = decision.statistics, decision.weights
         self.last = LastStep(
             self.modalities.names,
-            self._weights.clone(),
-            modulation.noise,
-            statistics.scores,
-            statistics.grad_sq_norms,
-            statistics.param_sq_norms,
+            weights.clone() if self._takes_losses else weights[:, 0].clone(),
+            decision.modulation.noise,
+            measured.scores,
+            measured.grad_sq_norms,
+            measured.param_sq_norms,
+            measured.losses,
+            measured.gram,
         )
-        self._scores = self._pending = None
+        self._scores = self._decided = None
         self._boundary_used = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -297,7 +341,7 @@ class Modulator:
             setattr(self, f"_{name}", state_dict[name].to(self._step.device, copy=True))
         loaded = iter(state_dict["balancer"][name] for name in state_tensors(self._state))
         self._state = map_state(lambda t: next(loaded).to(t, copy=True), self._state)
-        self._scores = self._pending = None
+        self._scores = self._decided = None
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raise ValueError where ``load_state_dict`` could not take this state."""

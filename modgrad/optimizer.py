@@ -1,16 +1,18 @@
 """Two faces of the modulator: a hook on the user's own optimizer, and a wrapper around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from modgrad.balancers.base import Balancer
 from modgrad.modalities import Modalities
-from modgrad.modulator import Modulator, Options
+from modgrad.modulator import Modulator
 from modgrad.observation import Observation
+from modgrad.records import Options
 
 
 class _StepHook:
@@ -24,13 +26,13 @@ class _StepHook:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self.modulator.modulate(optimizer)
+            self.modulator.modulate()
             return None
 
         def modulated_closure() -> Any:
             with torch.enable_grad():
                 loss = closure()
-            self.modulator.modulate(optimizer)
+            self.modulator.modulate()
             return loss
 
         if len(args) > 1:
@@ -134,6 +136,10 @@ class ModulatedOptimizer(Optimizer):
     def observe(self, **observation: Unpack[Observation]) -> None:
         """Show a batch between its forward and ``step``: see ``Modulator.observe``."""
         self.modulator.observe(**observation)
+
+    def backward(self, losses: Mapping[str, Tensor]) -> None:
+        """Instead of ``loss.backward()``, with several losses: see ``Modulator.backward``."""
+        self.modulator.backward(losses)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Balance the gradients, then step. A closure is run first; its value is returned."""

@@ -17,16 +17,25 @@ ROWS = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def statistics(case, step=0):
-    values = {name: torch.tensor(v) for name, v in case.statistics.items()}
+    float64 = {"grad_sq_norms", "param_sq_norms", "gram"}
+    values = {
+        name: torch.tensor(v, dtype=torch.float64 if name in float64 else torch.float32)
+        for name, v in case.statistics.items()
+    }
     return Statistics(torch.tensor(step), torch.tensor(0), **values)
 
 
 def start(case):
-    return case.balancer.init(case.modalities, 1, CPU)
+    return case.balancer.init(case.modalities, case.num_losses, CPU)
 
 
 def weights(modulation, case):
-    return modulation.weights.broadcast_to(len(case.modalities), 1)[:, 0]
+    """[M] for one loss; [K] or [M, K] for several, as the modulator reads them."""
+    M, K = len(case.modalities), case.num_losses
+    if modulation.weights.dim() == 1:
+        return modulation.weights.float()
+    full = modulation.weights.broadcast_to(M, K).float()
+    return full[:, 0] if K == 1 else full
 
 
 def test_every_balancer_has_a_row():
@@ -78,13 +87,25 @@ def test_update_is_pure(case):
 @ROWS
 def test_permuting_modalities_permutes_weights(case):
     order = list(reversed(range(len(case.modalities))))
+    losses = [0, *(i + 1 for i in order)] if case.loss_per_modality else range(case.num_losses)
+
+    def permute(name, v):
+        if name == "losses":
+            return [v[k] for k in losses]
+        if name == "gram":
+            return [[[v[i][k][j] for j in losses] for k in losses] for i in order]
+        return [v[i] for i in order]
+
     permuted = case._replace(
         modalities=tuple(case.modalities[i] for i in order),
-        statistics={name: [v[i] for i in order] for name, v in case.statistics.items()},
+        statistics={name: permute(name, v) for name, v in case.statistics.items()},
     )
     plain, _ = case.balancer.update(statistics(case), start(case))
     other, _ = case.balancer.update(statistics(permuted), start(permuted))
-    torch.testing.assert_close(weights(other, permuted), weights(plain, case)[order])
+    expected = weights(plain, case)
+    if plain.weights.dim() == 2:  # whole losses have no modality
+        expected = expected[order] if expected.dim() == 1 else expected[order][:, losses]
+    torch.testing.assert_close(weights(other, permuted), expected)
 
 
 @ROWS
@@ -95,15 +116,25 @@ def test_never_reads_a_value_on_the_host(case):
             _, state = case.balancer.update(statistics(case, step), state)
 
 
+def perturbed(measured, generator):
+    """Other statistics of the same kind; a gram stays one of real gradients."""
+
+    def change(name, value):
+        if name == "gram":
+            root = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+            return root @ root.transpose(1, 2)
+        return torch.rand(value.shape, generator=generator, dtype=value.dtype) + 0.01
+
+    present = {n: v for n in MEASURED if (v := getattr(measured, n)) is not None}
+    return dataclasses.replace(measured, **{n: change(n, v) for n, v in present.items()})
+
+
 @ROWS
 def test_state_resumes_in_mid_run(case):
     generator = torch.Generator().manual_seed(0)
     state = start(case)
     for step in range(6):
-        measured = dataclasses.replace(
-            statistics(case, step),
-            **{n: torch.rand(len(case.modalities), generator=generator) for n in case.statistics},
-        )
+        measured = perturbed(statistics(case, step), generator)
         if step == 3:
             saved = {name: t.clone() for name, t in state_tensors(state).items()}
             tensors = iter(saved.values())

@@ -129,6 +129,45 @@ def train_sharded(rank, folder):
     leave()
 
 
+def train_several_losses(rank, folder):
+    join(rank, folder)
+    torch.manual_seed(0)
+    net = networks.LateFusion()
+    model = DistributedDataParallel(net)
+    optimizer = ModulatedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        Modalities(net, **net.specs()),
+        FixedWeights({"audio": 0.5}),
+        losses=("joint", *TWO),
+        record=["gram"],
+    )
+    torch.manual_seed(100 + rank)
+    for _ in range(3):
+        inputs, targets = networks.batch(TWO)
+        optimizer.zero_grad()
+        with model.no_sync():
+            features, output = model(inputs)
+            logits = late_fusion_logits(features, net.head)
+            losses = {name: F.cross_entropy(z, targets) for name, z in logits.items()}
+            optimizer.backward({"joint": F.cross_entropy(output, targets), **losses})
+        optimizer.step()
+    last = optimizer.modulator.last
+    parameters = [p.detach() for p in net.parameters()]
+    torch.save(
+        {"parameters": parameters, "gram": last.gram, "losses": last.losses}, f"{folder}/{rank}.pt"
+    )
+    leave()
+
+
+def test_replicas_stay_equal_with_several_losses(tmp_path):
+    run(train_several_losses, tmp_path)
+    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for p, q in zip(a["parameters"], b["parameters"], strict=True):
+        assert torch.equal(p, q)
+    assert torch.equal(a["gram"], b["gram"])
+    assert torch.equal(a["losses"], b["losses"])
+
+
 def test_gradients_sharded_by_fsdp2(tmp_path):
     run(train_sharded, tmp_path)
     assert {"0", "1"} <= {p.name for p in tmp_path.iterdir()}

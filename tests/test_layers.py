@@ -36,7 +36,13 @@ ALLOWED = {
     "modgrad.late_fusion": set(),
     "modgrad.distributed": set(),
     "modgrad.observation": {"modgrad.late_fusion", "modgrad.ops"},
+    "modgrad.gradients": set(),
+    "modgrad.records": {"modgrad.balancers"},
+    "modgrad.meter": {"modgrad.balancers", "modgrad.ops"},
     "modgrad.modulator": {
+        "modgrad.gradients",
+        "modgrad.meter",
+        "modgrad.records",
         "modgrad.autograd",
         "modgrad.backends",
         "modgrad.balancers",
@@ -50,6 +56,7 @@ ALLOWED = {
         "modgrad.modalities",
         "modgrad.modulator",
         "modgrad.observation",
+        "modgrad.records",
     },
     "modgrad.datasets": {"modgrad.datasets"},
     # the top: the package's face, and the programs that are its users

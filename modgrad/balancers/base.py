@@ -27,6 +27,10 @@ class Statistics:
     """float64 [M]: squared norm of each modality's gradients, before modulation."""
     param_sq_norms: Tensor | None = None
     """float64 [M]: squared norm of each modality's parameters, before the update."""
+    losses: Tensor | None = None
+    """float32 [K]: the values of the losses, in the order they were named in."""
+    gram: Tensor | None = None
+    """float64 [M, K, K]: inner products of the losses' gradients in each modality's parameters."""
 
 
 MEASURED = frozenset(f.name for f in fields(Statistics)) - {"step", "epoch"}
@@ -37,7 +41,9 @@ class Modulation(NamedTuple):
     """What to do to the gradients of a step."""
 
     weights: Tensor
-    """Broadcasts to [M, K]: loss k's gradient in modality m's parameters is scaled by it."""
+    """Of two dimensions, broadcasts to [M, K]: loss k's gradient in modality m's parameters is
+    scaled by it, and shared parameters get the plain sum. Of one, [K]: a weight of each loss for
+    all parameters, shared ones too."""
     noise: Tensor | None = None
     """[M]: GE noise, as a multiple of each gradient tensor's own standard deviation."""
 

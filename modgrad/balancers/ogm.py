@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -16,17 +16,20 @@ class OGM:
     With score s_m, the mean probability of the true class from modality m alone:
 
         rho_m    = mean over n != m of s_m / s_n          (discrepancy ratio)
-        weight_m = 1 - tanh(alpha rho_m)  if rho_m > 1, else 1
+        weight_m = 1 - tanh(alpha rho_m)  if rho_m > 1, else 1             form "jump"
+        weight_m = 1 - tanh(alpha relu(rho_m - 1))                         form "continuous"
         g_m      <- weight_m g_m + noise std(g_m) z,      z ~ N(0, 1), per gradient tensor
 
-    The weight jumps at rho = 1, from 1 to 1 - tanh(alpha). Where a ratio is undefined (both scores
-    0, or one not a number) no modality is modulated; a score of 0 beside a positive one gives
-    rho = inf and weight 0.
+    The paper's weight jumps at rho = 1, from 1 to 1 - tanh(alpha). Where a ratio is undefined (both
+    scores 0, or one not a number) no modality is modulated; a score of 0 beside a positive one
+    gives rho = inf and weight 0.
 
     Args:
         alpha: strength, >= 0. The authors use 0.1 (VGGSound) to 0.8 (CREMA-D).
         noise: GE noise in units of the gradient's own standard deviation, >= 0; the paper's OGM-GE
             is 1, added to every modality; 0 is OGM without GE.
+        form: "jump" is the paper's, and the released code's since May 2022; "continuous" is the
+            code's before, and of what was copied from it then.
 
     Source: Peng et al., Balanced Multimodal Learning via On-the-fly Gradient Modulation, CVPR 2022,
     eqs. 8 to 12. The paper has M = 2; for more, the ratio is the mean of the pairwise ones, as its
@@ -36,6 +39,7 @@ class OGM:
 
     alpha: float = 0.8
     noise: float = 0.0
+    form: Literal["jump", "continuous"] = "jump"
     needs: ClassVar[frozenset[str]] = frozenset({"scores"})
 
     def __post_init__(self) -> None:
@@ -45,6 +49,8 @@ class OGM:
                 raise TypeError(f"`{name}` is {type(value).__name__}, allowed: a number")
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"`{name}` is {value}, allowed: finite and >= 0")
+        if self.form not in ("jump", "continuous"):
+            raise ValueError(f"`form` is {self.form!r}, allowed: 'jump', 'continuous'")
 
     def init(self, modalities: tuple[str, ...], num_losses: int, device: torch.device) -> NoState:
         if len(modalities) < 2:
@@ -56,6 +62,8 @@ class OGM:
         s = statistics.scores
         ratios = (s[:, None] / s[None, :]).fill_diagonal_(0)  # [m, n]: s_m / s_n
         rho = ratios.sum(1) / (s.numel() - 1)
-        weights = torch.where(rho > 1, 1 - torch.tanh(self.alpha * rho), 1.0)
+        # inf, the ratio to a score of 0, becomes a number: alpha = 0 times inf has no tanh
+        lead = (rho if self.form == "jump" else rho - 1).clamp(max=torch.finfo(rho.dtype).max)
+        weights = torch.where(rho > 1, 1 - torch.tanh(self.alpha * lead), 1.0)
         noise = torch.full_like(s, self.noise) if self.noise > 0 else None
         return Modulation(weights[:, None], noise), state

@@ -19,6 +19,11 @@ class _Wrapper(Generic[StateT]):
         return self.balancer.needs
 
 
+def _like(weights: Tensor, modulation: Modulation) -> Tensor:
+    """Weights [M, K] in a modulation's form: those of whole losses are equal in every row."""
+    return weights[0] if modulation.weights.dim() == 1 else weights
+
+
 @dataclass(frozen=True)
 class Between(_Wrapper[StateT]):
     """Balance while ``start <= t < stop``; outside, weights are 1, noise is 0, state stands still.
@@ -98,7 +103,8 @@ class Every(_Wrapper[StateT]):
             inner,
         )
         held = map_state(lambda a, b: torch.where(due, a, b), fresh, state)
-        return Modulation(held.weights, None if modulation.noise is None else held.noise), held
+        noise = None if modulation.noise is None else held.noise
+        return Modulation(_like(held.weights, modulation), noise), held
 
 
 class SmoothedState(NamedTuple):
@@ -139,7 +145,7 @@ class Smoothed(_Wrapper[StateT]):
         average = self.decay * state.average + (1 - self.decay) * modulation.weights
         mass = self.decay * state.mass + (1 - self.decay)
         new = SmoothedState(average.to(state.average), mass, inner)
-        return modulation._replace(weights=new.average / mass), new
+        return modulation._replace(weights=_like(new.average / mass, modulation)), new
 
 
 @dataclass(frozen=True)

@@ -68,4 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--backend", choices=(AUTO, *BACKENDS), default=default.backend)
     add("--device", choices=DEVICES, default=default.device)
+    add(
+        "--threads",
+        type=_count,
+        default=default.threads,
+        help="of torch (default: %(default)s: so small a network gains little from more, and on a"
+        " busy machine they cost it 20 times the time)",
+    )
     add("--output", type=Path, default=default.output, help="a folder (default: %(default)s)")

@@ -19,6 +19,7 @@ from modgrad.doctor import backend_name, device_name, versions
 def run(options: Options) -> int:
     """Train, compare, print and save; the exit code."""
     started = time.perf_counter()
+    torch.set_num_threads(options.threads)
     try:
         device = _device(options.device)
         backend = backend_name(device, None if options.backend == AUTO else options.backend)

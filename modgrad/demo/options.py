@@ -30,4 +30,5 @@ class Options:
     image_noise: float = 0.3
     backend: str = AUTO
     device: str = AUTO
+    threads: int = 1
     output: Path = Path("demo_results")

@@ -1,0 +1,68 @@
+"""MMPareto: the joint and the unimodal gradient of an encoder, combined without conflict."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from modgrad.balancers.base import Modulation, NoState, Statistics
+from modgrad.balancers.gram import or_plain
+
+OPPOSED = 1e-8  # |h|^2 / (|g|^2 + |u|^2): a shorter h is rounding, and lambda would be over 1e4
+
+
+@dataclass(frozen=True)
+class MMPareto:
+    """Equal weights where joint and unimodal gradient agree, the min-norm point where they do not.
+
+    Loss 0 is the joint one and loss m + 1 the unimodal one of modality m, in the order of the
+    modalities. With g the gradient of loss 0 in encoder m, and u that of loss m + 1:
+
+        k0       = 1/2  if <g, u> > 0,  else  <u - g, u> / |u - g|^2 clipped to [0, 1]
+        k1       = 1 - k0,   h = 2 k0 g + 2 k1 u
+        weights  = gamma lambda (2 k0, 2 k1),   lambda = max(1, |g + u| / |h|)
+
+    Other unimodal losses have weight 1 there; their gradient in encoder m is normally 0. Limits: a
+    gradient that is 0 counts as agreeing; lambda is 1 where h = 0 (|h| < 1e-4 of the gradients);
+    weights are 1 where the gram is not finite. Unimodal heads belong to no modality: like all
+    shared parameters they get the plain sum.
+
+    Args:
+        gamma: scale of the encoders' gradients, > 0; the paper's 1.5 acts on agreeing ones too.
+
+    Source: Wei and Hu, MMPareto: Boosting Multimodal Learning with Innocent Unimodal Assistance,
+    ICML 2024. The released code has k in [0.001, 0.999] and one lambda per parameter tensor; here
+    k reaches 0 and 1, and lambda is the encoder's, as are cosine and k there too.
+    """
+
+    gamma: float = 1.5
+    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.gamma) and self.gamma > 0):
+            raise ValueError(f"`gamma` is {self.gamma}, allowed: finite and > 0")
+
+    def init(self, modalities: tuple[str, ...], num_losses: int, device: torch.device) -> NoState:
+        if num_losses != len(modalities) + 1:
+            raise ValueError(
+                f"MMPareto has a joint loss and one of each of {', '.join(modalities)}: "
+                f"`num_losses` is {num_losses}, allowed: {len(modalities) + 1}"
+            )
+        return NoState()
+
+    def update(self, statistics: Statistics, state: NoState) -> tuple[Modulation, NoState]:
+        assert statistics.gram is not None
+        gram = statistics.gram
+        own = gram[:, :, 1:].diagonal(dim1=0, dim2=2)  # [K, M]: <g_k, u> in encoder m
+        gg, gu, uu = gram[:, 0, 0], own[0], own[1:].diagonal()
+        agree = (gu > 0) | (gg <= 0) | (uu <= 0)
+        k0 = torch.where(agree, 0.5, ((uu - gu) / (gg - 2 * gu + uu)).clamp(0, 1))
+        k1 = 1 - k0
+        sum_sq = gg + 2 * gu + uu
+        h_sq = 4 * (k0 * k0 * gg + 2 * k0 * k1 * gu + k1 * k1 * uu)
+        ratio = torch.where(h_sq > OPPOSED * (gg + uu), sum_sq / h_sq, 1.0)
+        scale = 2 * self.gamma * ratio.clamp(min=1).sqrt()  # [M]
+        weights = torch.diag_embed(scale * k1 - 1) + 1  # [M, M]
+        weights = torch.cat([(scale * k0)[:, None], weights], 1)
+        return Modulation(or_plain(weights, gram)), state

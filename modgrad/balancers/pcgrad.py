@@ -1,0 +1,46 @@
+"""PCGrad: project each loss's gradient off the ones it conflicts with."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from modgrad.balancers.base import Modulation, NoState, Statistics
+from modgrad.balancers.gram import check_several, or_plain
+
+
+@dataclass(frozen=True)
+class PCGrad:
+    """Gradient surgery: the sum of the gradients, each without its parts against the others.
+
+    In each modality, for each loss i, starting from p_i = g_i and for j != i in order:
+
+        p_i    <- p_i - <p_i, g_j> / |g_j|^2 g_j   if <p_i, g_j> < 0
+        weights = those w with  sum_k w_k g_k = sum_i p_i
+
+    Weights are 1 without conflict and where the gram is not finite; a gradient that is 0 conflicts
+    with none.
+
+    Source: Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020, algorithm 1. The
+    paper draws the order of j anew in each step; here it is the order of the losses, so that a
+    step is repeatable. With two losses there is only one order.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+
+    def init(self, modalities: tuple[str, ...], num_losses: int, device: torch.device) -> NoState:
+        check_several(self, num_losses)
+        return NoState()
+
+    def update(self, statistics: Statistics, state: NoState) -> tuple[Modulation, NoState]:
+        assert statistics.gram is not None
+        gram = statistics.gram
+        K = gram.shape[-1]
+        eye = torch.eye(K, dtype=gram.dtype, device=gram.device)
+        p = eye.expand_as(gram)  # p[m, i]: the projected gradient i in terms of the gradients
+        for j in range(K):
+            along = (p @ gram[:, :, j, None]).squeeze(-1)  # [M, K]: <p_i, g_j>
+            sq_norm = gram[:, j, j, None]
+            against = (along < 0) & (sq_norm > 0) & (eye[j] == 0)
+            p = p - torch.where(against, along / sq_norm, 0.0)[..., None] * eye[j]
+        return Modulation(or_plain(p.sum(1), gram)), state

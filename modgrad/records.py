@@ -1,0 +1,56 @@
+"""What a step decides, did, and can be told: the records that the modulator passes around."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from typing_extensions import TypedDict
+
+from modgrad.balancers.base import Modulation, Statistics
+
+
+class Decision(NamedTuple):
+    """A balancer's answer, not yet committed."""
+
+    statistics: Statistics
+    modulation: Modulation
+    weights: Tensor  # float32 [M, K]
+    state: Any
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """What the last step measured and did: device tensors in the order of the modalities."""
+
+    modalities: tuple[str, ...]
+    weights: Tensor  # float32 [M]; [M, K] with several losses
+    noise: Tensor | None = None  # float32 [M]
+    scores: Tensor | None = None  # float32 [M]
+    grad_sq_norms: Tensor | None = None  # float64 [M], before modulation
+    param_sq_norms: Tensor | None = None  # float64 [M], before the update
+    losses: Tensor | None = None  # float32 [K]
+    gram: Tensor | None = None  # float64 [M, K, K], before modulation
+
+    def read(self) -> dict[str, Any]:
+        """The numbers on the host, by quantity and modality. This waits for the device."""
+        out: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                rows = value.tolist()
+                by_modality = name != "losses"
+                out[name] = dict(zip(self.modalities, rows, strict=True)) if by_modality else rows
+        return out
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of ``Modulator``, passed on by ``attach`` and ``ModulatedOptimizer``."""
+
+    losses: Sequence[str]
+    at: Literal["parameters", "boundary"]
+    record: Iterable[str]
+    backend: str | None
+    seed: int
+    process_group: ProcessGroup | None
