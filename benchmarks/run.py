@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from rich.table import Table
 from timing import interleaved
 
 import modgrad
+from modgrad.doctor import device_name
 
 HERE = Path(__file__).parent
 
@@ -63,9 +63,7 @@ def main() -> int:
     torch.manual_seed(0)
     bandwidth = copy_bandwidth(device)
     about = {
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else platform.processor() or "cpu",
+        "device": device_name(torch.device(device)),
         "threads": torch.get_num_threads(),
         "copy_gb_per_s": round(bandwidth / 1e9, 1),
         "torch": torch.__version__,
