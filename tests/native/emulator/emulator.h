@@ -1,0 +1,61 @@
+// What a .cu file needs to be compiled by a C++ compiler and run on the CPU, in a schedule of random order.
+// Emulated: blocks, one at a time; their threads as fibers, which change places only in a barrier or a
+// shuffle; shared memory, which keeps what the last block left in it; kernels of one dimension.
+// Not emulated: PTX, the memory model, blocks at the same time, streams and asynchrony, fused multiply-add
+// that the source does not ask for, CUDA's own exp, log, sin and cos (libm's are taken), timing.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#undef __global__
+#undef __device__
+#undef __host__
+#undef __shared__
+#undef __forceinline__
+#undef __launch_bounds__
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __syncthreads() emulator::sync_block(__LINE__)
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 gridDim;
+
+namespace emulator {
+
+// Runs a kernel to its end. Throws std::runtime_error where the GPU would hang or fault.
+void launch(unsigned blocks, unsigned threads, const std::function<void()>& kernel);
+
+// Called by the threads of a kernel.
+void sync_block(int line);
+void check(bool condition, const char* message);
+const void* exchange(const void* value, size_t size, unsigned lane_mask);
+
+template <typename T>
+T* aligned_to_16(T* address) {
+  check(reinterpret_cast<uintptr_t>(address) % 16 == 0, "misaligned access of 16 bytes");
+  return address;
+}
+
+}  // namespace emulator
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
+  emulator::check(mask == ~0u, "shuffle by a part of a warp");
+  std::memcpy(&value, emulator::exchange(&value, sizeof(T), lane_mask), sizeof(T));
+  return value;
+}
+
+// The compiler is told not to fuse (build.py).
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }

@@ -1,0 +1,36 @@
+"""The library that build.py makes, loaded: its ops, and what it lets a test choose."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from modgrad.backends.protocol import SCHEMAS
+
+
+class Emulator:
+    """``ops`` takes CPU tensors; modgrad's own CPU kernels stay as they are."""
+
+    def __init__(self, library: Path) -> None:
+        self.definitions = torch.library.Library("modgrad_emulated", "DEF")
+        for op, schema in SCHEMAS.items():
+            self.definitions.define(op + schema)
+        torch.ops.load_library(library)
+        self.ops = torch.ops.modgrad_emulated
+        self.library = ctypes.CDLL(library)
+        self.sources = library.parent / "csrc" / "cuda"
+
+    def seed(self, number: int) -> None:
+        """Choose the schedule of all kernels to come."""
+        self.library.emulator_seed(number)
+
+    @contextmanager
+    def without_barrier(self, line: int, threads: int) -> Iterator[None]:
+        """The first ``threads`` threads of a block pass the barrier in ``line`` of its file."""
+        self.library.emulator_skip_barrier(line, threads)
+        try:
+            yield
+        finally:
+            self.library.emulator_skip_barrier(0, 0)

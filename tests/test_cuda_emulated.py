@@ -1,0 +1,420 @@
+"""The CUDA kernels' own sources, run on the CPU by tests/native/emulator, where there is no GPU."""
+
+import os
+from itertools import product
+from pathlib import Path
+
+import inputs
+import numpy as np
+import pytest
+import torch
+from native.emulator.build import build, find_headers
+from native.emulator.emulator import Emulator
+
+from modgrad.backends import reference
+
+SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
+
+# Around packs of 2 to 8 elements, blocks of 256 threads and chunks of 16384 elements.
+SIZES = [0, 1, 3, 7, 255, 256, 257, 16383, 16384, 16385, 40_001]
+# Per group: scaled or not, with noise or without.
+WEIGHTS = torch.tensor([0.375, 1.0, 0.0, 1.7, 1.0, 0.5])
+NOISE = torch.tensor([1.0, 0.0, 0.5, 2.0, 0.25, 0.0])
+SEED = torch.tensor(2**62 + 12345)
+EPS64 = np.finfo(np.float64).eps
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The reference's threads would wait for one another where others have the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    include = find_headers()
+    if include is None:
+        reason = "no CUDA headers in CUDA_HOME, beside the nvcc on PATH or in /usr/local/cuda"
+        if os.environ.get("MODGRAD_REQUIRE_NVCC") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return Emulator(build(SOURCE / "csrc", include, tmp_path_factory.mktemp("emulator")))
+
+
+@pytest.fixture
+def emulator(built):
+    built.seed(0)
+    return built
+
+
+@pytest.fixture
+def ops(emulator):
+    return emulator.ops
+
+
+# What stands around every tensor. A read of it shows in the result, a write to it in fences_stand.
+FENCE = 8192
+
+
+def fenced(values, offset):
+    """A copy of ``values`` [n] in a larger tensor, ``offset`` elements past a 16-byte boundary."""
+    whole = torch.full((len(values) + 24,), FENCE, dtype=values.dtype)
+    assert whole.data_ptr() % 16 == 0
+    view = whole[8 + offset : 8 + offset + len(values)]
+    view.copy_(values)
+    return view
+
+
+def fences_stand(tensors):
+    for tensor in tensors:
+        whole = tensor._base.clone()
+        whole[tensor.storage_offset() :][: tensor.numel()] = FENCE
+        if not (whole == FENCE).all():
+            return False
+    return True
+
+
+def copies(tensors):
+    return [fenced(t, t.storage_offset() - 8) for t in tensors]
+
+
+def every_view(n):
+    """All dtypes, each beginning at every offset that an alignment of 16 bytes can tell apart."""
+    return [fenced(torch.randn(n).to(d), offset) for d in inputs.DTYPES for offset in range(9)]
+
+
+def many(count):
+    """Short tensors of all dtypes, sizes and offsets in turn."""
+    sizes = [0, 1, 3, 6, 33]
+    return [fenced(torch.randn(sizes[i % 5]).to(inputs.DTYPES[i % 4]), i % 9) for i in range(count)]
+
+
+# Launches take 64 tensors or 880, and there are as many launches as it takes.
+LISTS = [(every_view, n) for n in SIZES] + [(many, count) for count in (65, 900)]
+
+
+@pytest.fixture(params=LISTS, ids=lambda parts: f"{parts[0].__name__}({parts[1]})")
+def tensors(request):
+    make, number = request.param
+    return make(number)
+
+
+@pytest.mark.parametrize("num_groups", [1, 3, 70])
+def test_sums_of_squares(ops, tensors, num_groups):
+    group = inputs.groups(len(tensors), num_groups)
+    found = ops.group_sq_norms(tensors, group, num_groups)
+    expected = np.zeros(num_groups)
+    for tensor, g in zip(tensors, group, strict=True):
+        expected[g] += np.square(inputs.float64(tensor)).sum()
+    # No term is negative, so that each addition adds eps to the error at most: some 100 follow each
+    # other here, as many in numpy, and one a tensor.
+    rtol = (200 + len(tensors)) * EPS64
+    np.testing.assert_allclose(found.numpy(), expected, rtol=rtol, atol=0)
+    of_torch = reference.group_sq_norms(tensors, group, num_groups)
+    np.testing.assert_allclose(found.numpy(), of_torch.numpy(), rtol=1e-11, atol=0)
+    assert fences_stand(tensors)
+
+
+def test_more_groups_than_one_launch_adds(ops):
+    tensors = [torch.full((1 + i % 3,), float(i)) for i in range(100)]
+    found = ops.group_sq_norms(tensors, [41 * i for i in range(100)], 4100)
+    expected = np.zeros(4100)
+    expected[::41] = [i * i * (1 + i % 3) for i in range(100)]
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-25], ids=str)
+def test_squares_neither_overflow_nor_vanish(ops, size):
+    found = ops.group_sq_norms([torch.full((20_000,), size)], [0], 1)
+    assert found.item() == pytest.approx(20_000 * float(np.float32(size)) ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("position", [0, 1, 16383, 16399], ids=str)
+def test_non_finite_values_show_in_their_group_alone(ops, value, position):
+    tensors = [torch.randn(16400), torch.randn(5)]
+    tensors[0][position] = value
+    assert ops.group_sq_norms(tensors, [0, 1], 2).isfinite().tolist() == [False, True]
+
+
+def test_scaling_is_exact(ops, tensors):
+    group = inputs.groups(len(tensors), len(WEIGHTS))
+    weights = WEIGHTS[group]
+    expected = reference.scale_backward(tensors, weights)
+    changed = copies(tensors)
+    ops.modulate_(changed, group, WEIGHTS)
+    scaled = ops.scale_backward(tensors, weights)
+    for a, b, e in zip(changed, scaled, expected, strict=True):
+        assert torch.equal(a, e)
+        assert torch.equal(b, e)
+        assert a.dtype == b.dtype == e.dtype
+    assert fences_stand(tensors)
+    assert fences_stand(changed)
+
+
+def test_scaled_gradients_keep_their_strides(ops):
+    block = torch.randn(3, 4, 5, 6)
+    grads = [block, block.to(memory_format=torch.channels_last), block.permute(3, 1, 0, 2).half()]
+    weights = WEIGHTS[[0, 2, 3]]
+    scaled = ops.scale_backward(grads, weights)
+    for a, b in zip(scaled, reference.scale_backward(grads, weights), strict=True):
+        assert torch.equal(a, b)
+        assert a.stride() == b.stride()
+
+
+def test_scaling_keeps_non_finite_values(ops):
+    special = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, 1.0])
+    grads = [special.to(dtype) for dtype in inputs.DTYPES]
+    for weight in WEIGHTS:
+        weights = weight.repeat(len(grads))
+        expected = reference.scale_backward(grads, weights)
+        for a, b in zip(ops.scale_backward(grads, weights), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_noise_equals_the_reference(ops, tensors):
+    check_noise(ops, tensors)
+
+
+def test_noise_of_a_tensor_with_more_chunks_than_a_block_has_threads(ops):
+    check_noise(ops, [fenced(torch.randn(257 * 16384 + 1), 1)])
+
+
+def check_noise(ops, tensors):
+    group = inputs.groups(len(tensors), len(WEIGHTS))
+    found, expected = copies(tensors), [t.clone() for t in tensors]
+    ops.modulate_(found, group, WEIGHTS, NOISE, SEED)
+    reference.modulate_(expected, group, WEIGHTS, NOISE, SEED)
+    for a, b, x, g in zip(found, expected, tensors, group, strict=True):
+        if NOISE[g] == 0:
+            assert torch.equal(a, b)
+        if x.numel() == 0:
+            continue
+        # as in test_modulate.py: a few units in the last place of |z| <= 6.8, then one rounding
+        spread = NOISE[g].item() * x.double().abs().max().item()
+        largest = b.double().abs().max().item() + 7 * spread
+        tolerance = (16 * inputs.EPS[torch.float32] + inputs.EPS[x.dtype]) * largest
+        assert (a.double() - b.double()).abs().max().item() <= tolerance
+    assert fences_stand(found)
+
+
+def test_one_value_that_is_not_finite_makes_the_noise_nan(ops):
+    grads = [torch.randn(16400), torch.randn(5)]
+    grads[0][16399] = float("inf")
+    ops.modulate_(grads, [0, 2], WEIGHTS, NOISE, SEED)
+    assert grads[0].isnan().all()
+    assert grads[1].isfinite().all()
+
+
+def logits_of(B, widths):
+    """Modalities of different width, dtype and offset."""
+    return [
+        fenced(3 * torch.randn(B * C).to(inputs.DTYPES[m % 4]), m % 9).view(B, C)
+        for m, C in enumerate(widths)
+    ]
+
+
+# A warp takes rows of up to 2048 classes, a block longer ones.
+@pytest.mark.parametrize("C", [1, 2, 7, 31, 32, 33, 257, 1000, 2048, 2049, 5003])
+@pytest.mark.parametrize("B", [1, 7, 33])
+def test_mean_probability_of_the_true_class(ops, B, C):
+    logits = logits_of(B, [C] * 9 if C == 2048 else [C + m % 3 for m in range(9)])
+    check_scores(ops, logits, torch.randint(0, C, (B,)))
+
+
+def test_scores_of_more_rows_than_a_block_has_threads(ops):
+    check_scores(ops, logits_of(300, [3, 4]), torch.arange(300) % 3)
+
+
+def test_scores_of_many_modalities(ops):
+    check_scores(ops, logits_of(3, [1 + i % 29 for i in range(900)]), torch.zeros(3).long())
+
+
+def check_scores(ops, logits, targets):
+    found = ops.modality_scores(logits, targets)
+    expected = []
+    for x in map(inputs.float64, logits):
+        p = np.exp(x - x.max(1, keepdims=True))
+        expected.append((p[np.arange(len(p)), targets] / p.sum(1)).mean())
+    # as in test_modality_scores.py
+    rtol = (8 + max(x.shape[1] for x in logits) ** 0.5) * inputs.EPS[torch.float32]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=rtol)
+    torch.testing.assert_close(
+        found, reference.modality_scores(logits, targets), rtol=2 * rtol, atol=0
+    )
+    assert fences_stand(logits)
+
+
+@pytest.mark.parametrize("dtype", inputs.DTYPES, ids=str)
+@pytest.mark.parametrize("C", [5, 40, 3000])
+def test_scores_of_infinite_logits_and_nan(ops, C, dtype):
+    inf = float("inf")
+    rows = torch.randn(7, C).to(dtype)
+    rows[0] = -inf
+    rows[1, :2] = -inf
+    rows[2, C - 1] = inf
+    rows[3, 1] = float("nan")
+    rows[4, 0] = inf
+    rows[5, 0] = -inf
+    modalities, target = list(rows.split(1)), torch.zeros(1).long()
+    found = ops.modality_scores(modalities, target)
+    expected = reference.modality_scores(modalities, target)
+    assert found.isnan().tolist() == [True, False, True, True, True, False, False]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("C", [5, 3000])
+@pytest.mark.parametrize("target", [-1, -100, 2**40, -(2**63), 2**63 - 1])
+def test_target_out_of_range_is_nan(ops, C, target):
+    logits = [torch.randn(3, C), torch.randn(3, C + 2)]
+    assert ops.modality_scores(logits, torch.tensor([0, target, 1])).isnan().all()
+    found = ops.modality_scores(logits, torch.tensor([0, C, 1]))
+    assert found.isnan().tolist() == [True, False]
+
+
+def of_losses(tensors, K, apart):
+    """Gradients of K losses, each loss ``apart`` elements past the last in alignment; and the
+    tensors and losses they belong to. A loss leaves out every fifth tensor."""
+    places = [(p, k) for k in range(K) for p in range(len(tensors)) if (3 * k + p) % 5 != 4]
+    grads = [
+        fenced(torch.randn_like(tensors[p]), (tensors[p].storage_offset() - 8 + apart * k) % 9)
+        for p, k in places
+    ]
+    return grads, *map(list, zip(*places, strict=True))
+
+
+# Losses are multiplied in tiles of four.
+@pytest.mark.parametrize(("K", "apart"), [(1, 0), (3, 0), (4, 1), (6, 0), (9, 1)])
+def test_inner_products(ops, tensors, K, apart):
+    check_gram(ops, tensors, K, apart, num_groups=3)
+
+
+def test_inner_products_of_more_groups_than_one_launch_adds(ops):
+    check_gram(ops, many(1300), 2, 0, num_groups=251)
+
+
+def check_gram(ops, tensors, K, apart, num_groups):
+    grads, tensor, loss = of_losses(tensors, K, apart)
+    group = inputs.groups(len(tensors), num_groups)
+    found = ops.group_gram(grads, tensor, loss, group, num_groups, K).numpy()
+    expected = np.zeros((num_groups, K, K))
+    of_tensor = [{} for _ in tensors]
+    for grad, p, k in zip(grads, tensor, loss, strict=True):
+        of_tensor[p][k] = inputs.float64(grad)
+    for of_loss, g in zip(of_tensor, group, strict=True):
+        for k, j in product(of_loss, repeat=2):
+            expected[g, k, j] += (of_loss[k] * of_loss[j]).sum()
+    # as for sums of squares, but of terms whose magnitudes add up to |g_k| |g_j| at most
+    norms = np.sqrt(np.einsum("mkk->mk", expected))
+    tolerance = (200 + len(tensors)) * EPS64 * norms[:, :, None] * norms[:, None, :]
+    assert (np.abs(found - expected) <= tolerance).all()
+    assert np.array_equal(found, found.transpose(0, 2, 1))
+    assert fences_stand(grads)
+
+
+@pytest.mark.parametrize(("K", "apart"), [(1, 0), (3, 0), (3, 1)])
+def test_weighted_sums_equal_the_reference(ops, tensors, K, apart):
+    check_combination(ops, tensors, K, apart)
+
+
+@pytest.mark.parametrize("K", [581, 1300])
+def test_weighted_sums_of_more_losses_than_one_launch_takes(ops, K):
+    check_combination(ops, many(5), K, 1)
+
+
+def check_combination(ops, tensors, K, apart):
+    grads, tensor, loss = of_losses(tensors, K, apart)
+    group = inputs.groups(len(tensors), 5)
+    weights = torch.randn(5, K)
+    found, expected = copies(tensors), [t.clone() for t in tensors]
+    ops.combine_(found, grads, tensor, loss, group, weights)
+    reference.combine_(expected, grads, tensor, loss, group, weights)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert fences_stand(grads)
+    assert fences_stand(found)
+
+
+def results(ops):
+    """Everything that the ops return and write, from the same input in every call."""
+    torch.manual_seed(0)
+    tensors = [t for n in (5, 257, 40_001) for t in every_view(n)[::5]] + many(60)
+    logits = [logits_of(20, [C, 3, 11]) for C in (7, 2500)]
+    grads, tensor, loss = of_losses(tensors, 6, 0)
+    group = inputs.groups(len(tensors), len(WEIGHTS))
+    changed, combined = copies(tensors), copies(tensors)
+    ops.modulate_(changed, group, WEIGHTS, NOISE, SEED)
+    ops.combine_(combined, grads, tensor, loss, group, torch.randn(len(WEIGHTS), 6))
+    return [
+        ops.group_sq_norms(tensors, group, len(WEIGHTS)),
+        ops.group_gram(grads, tensor, loss, group, len(WEIGHTS), 6),
+        *(ops.modality_scores(x, torch.arange(20) % 3) for x in logits),
+        *ops.scale_backward(tensors, WEIGHTS[group]),
+        *changed,
+        *combined,
+    ]
+
+
+def test_same_bits_in_every_schedule(emulator):
+    first = results(emulator.ops)
+    for seed in (1, 2, 3):
+        emulator.seed(seed)
+        for a, b in zip(first, results(emulator.ops), strict=True):
+            assert torch.equal(a, b)
+
+
+def norms(ops, grads):
+    return ops.group_sq_norms(grads, [0] * len(grads), 1)
+
+
+def gram(ops, grads):
+    pairs = len(grads) // 2
+    places = [[p for p in range(pairs) for _ in range(2)], [0, 1] * pairs]
+    return ops.group_gram(grads, *places, [0] * pairs, 1, 2)
+
+
+# An op that comes by each barrier of a file.
+BARRIERS = {"elements.cuh": norms, "group_gram.cu": gram}
+
+
+def barriers(emulator, file):
+    """The lines of the barriers in a file as it was compiled."""
+    text = (emulator.sources / file).read_text()
+    return [i for i, line in enumerate(text.splitlines(), 1) if "__syncthreads();" in line]
+
+
+def test_every_file_with_a_barrier_has_a_row(emulator):
+    files = [path.name for path in emulator.sources.iterdir()]
+    assert {file for file in files if barriers(emulator, file)} == set(BARRIERS)
+
+
+@pytest.mark.parametrize("file", BARRIERS)
+def test_a_missing_barrier_is_seen(emulator, file):
+    """Without any one of them some schedule goes wrong: these tests can fail."""
+    grads = [torch.randn(16385) for _ in range(16)]
+    expected = BARRIERS[file](emulator.ops, grads)
+
+    def goes_wrong(seed):
+        emulator.seed(seed)
+        return not torch.equal(BARRIERS[file](emulator.ops, grads), expected)
+
+    for line in barriers(emulator, file):
+        with emulator.without_barrier(line, threads=256):
+            assert any(goes_wrong(seed) for seed in range(10))
+    assert not any(goes_wrong(seed) for seed in range(10))
+
+
+@pytest.mark.parametrize("file", BARRIERS)
+def test_a_barrier_that_some_threads_pass_by_is_seen(emulator, file):
+    grads = [torch.randn(100) for _ in range(2)]
+    expected = BARRIERS[file](emulator.ops, grads)
+    for line in barriers(emulator, file):
+        with (
+            emulator.without_barrier(line, threads=32),
+            pytest.raises(RuntimeError, match="a barrier or shuffle that some threads never reach"),
+        ):
+            BARRIERS[file](emulator.ops, grads)
+    # a failed launch leaves nothing behind
+    assert torch.equal(BARRIERS[file](emulator.ops, grads), expected)
