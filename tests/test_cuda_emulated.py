@@ -293,7 +293,7 @@ def test_inner_products(ops, tensors, K, apart):
 
 
 def test_inner_products_of_more_groups_than_one_launch_adds(ops):
-    check_gram(ops, many(1300), 2, 0, num_groups=251)
+    check_gram(ops, many(1200), 3, 0, num_groups=251)
 
 
 def check_gram(ops, tensors, K, apart, num_groups):
