@@ -1,6 +1,5 @@
 """Argument checks of the public functions: the argument, what was found, what is allowed."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -9,14 +8,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def number(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """``value`` is a finite number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` is {type(value).__name__}, allowed: a number")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"`{name}` is {value}, allowed: finite numbers in [{low}, {high}]")
 
 
 def tensors(name: str, values: Sequence[Tensor]) -> torch.device:

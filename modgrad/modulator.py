@@ -267,9 +267,8 @@ class Modulator:
         grads, sharded = local(held), any(map(is_sharded, held))
         if sharded and not self._meter.names <= {"scores"}:
             raise NotImplementedError(f"{sorted(self._meter.names)} of sharded gradients (DTensor)")
-        scale = getattr(
-            self._optimizer, "grad_scale", None
-        )  # set by GradScaler on fused optimizers
+        # set by GradScaler on fused optimizers
+        scale = getattr(self._optimizer, "grad_scale", None)
         statistics = self._meter.of_gradients(self._known(), parameters, grads, group, scale)
         decision = self._decide(statistics)
         noise, seed = decision.modulation.noise, None

@@ -101,16 +101,17 @@ def modulate_(
         noise = noise.detach().float().contiguous()
     elif seed is not None:
         raise ValueError("`seed` is given without `noise`")
+    dense: Sequence[Tensor] | None = None
     if _is_native(grads, backend):
-        with suppress(*_REFUSALS):
+        with suppress(*_REFUSALS):  # around the op alone: what follows must not make it run twice
             native.modulate_(grads, group, weights, noise, seed)
-            torch.autograd.graph.increment_version(grads)
-            return
-    if checks.tensors("grads", grads) != device:
-        raise ValueError(f"`weights` is on {device}, allowed: {grads[0].device}")
-    checks.group(group, len(grads), len(weights))
-    dense = _dense(grads)
-    select(device, backend).modulate_(dense, group, weights, noise, seed)
+            dense = grads
+    if dense is None:
+        if checks.tensors("grads", grads) != device:
+            raise ValueError(f"`weights` is on {device}, allowed: {grads[0].device}")
+        checks.group(group, len(grads), len(weights))
+        dense = _dense(grads)
+        select(device, backend).modulate_(dense, group, weights, noise, seed)
     _write_back(grads, dense)
 
 

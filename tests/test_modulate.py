@@ -133,6 +133,17 @@ def test_the_version_counter_moves(backend, device):
     assert grad._version > version
 
 
+def test_a_failure_after_the_op_does_not_run_it_twice(backend, device, monkeypatch):
+    def fail(_):
+        raise RuntimeError("after the op")
+
+    monkeypatch.setattr(torch.autograd.graph, "increment_version", fail)
+    grad = torch.ones(3, device=device)
+    with pytest.raises(RuntimeError, match="after the op"):
+        modgrad.modulate_([grad], [0], torch.tensor([2.0], device=device), backend=backend)
+    assert grad.unique().tolist() == [2]
+
+
 ONE = torch.ones(1)
 
 
