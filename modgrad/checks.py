@@ -64,9 +64,9 @@ def vector(name: str, value: Tensor, size: int | None, device: torch.device) -> 
         raise ValueError(f"`{name}` is on {value.device}, allowed: {device}")
 
 
-def logits_and_targets(logits: Sequence[Tensor], targets: Tensor) -> None:
+def logits_and_targets(logits: Sequence[Tensor], targets: Tensor, name: str = "logits") -> None:
     """M tensors [B, C], and B classes in [0, C); on a GPU the classes themselves are not read."""
-    device = tensors("logits", logits)
+    device = tensors(name, logits)
     if not isinstance(targets, Tensor):
         raise TypeError(f"`targets` is {type(targets).__name__}, allowed: a tensor")
     if targets.dtype not in INTEGERS:
@@ -78,7 +78,7 @@ def logits_and_targets(logits: Sequence[Tensor], targets: Tensor) -> None:
     for i, value in enumerate(logits):
         if value.dim() != 2 or len(value) != len(targets) or value.shape[1] < 1:
             raise ValueError(
-                f"`logits[{i}]` has shape {list(value.shape)}, allowed: [{len(targets)}, C], C >= 1"
+                f"`{name}[{i}]` has shape {list(value.shape)}, allowed: [{len(targets)}, C], C >= 1"
             )
     _classes(targets, min(value.shape[1] for value in logits))
 

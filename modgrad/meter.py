@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from modgrad import ops
@@ -47,9 +49,34 @@ class Meter:
     ) -> Statistics:
         """What the gradients of several losses add."""
         found: dict[str, Tensor] = {}
-        if self.names & {"gram", "grad_sq_norms"}:
+        if "tensor_gram" in self.names:
+            found |= self._tensor_gram(grads, group)
+        elif self.names & {"gram", "grad_sq_norms"}:
             gram = ops.group_gram(grads, group, self.num_modalities, backend=self.backend)
             found |= {"gram": gram, "grad_sq_norms": gram.sum((1, 2))}  # the norm of their sum
         if "param_sq_norms" in self.names:
             found["param_sq_norms"] = self._sq_norms(parameters, group)
         return replace(known, **found)
+
+    def _tensor_gram(
+        self, grads: Sequence[Sequence[Tensor | None]], group: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """The gram of each parameter tensor, and from it those of the modalities."""
+        P = len(group)
+        gram = ops.group_gram(grads, range(P), P, backend=self.backend)
+        owner = _on_device(tuple(group), gram.device)
+        members = owner == torch.arange(self.num_modalities, device=gram.device)[:, None]
+        # not index_add, which adds in any order on a GPU, nor a product, where 0 times NaN is NaN
+        of_modalities = torch.where(members[:, :, None, None], gram, 0.0).sum(1)
+        return {
+            "tensor_gram": gram,
+            "tensor_group": owner,
+            "gram": of_modalities,
+            "grad_sq_norms": of_modalities.sum((1, 2)),
+        }
+
+
+@lru_cache(maxsize=16)
+def _on_device(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Copied once: a copy from the host in every step would wait for the device."""
+    return torch.tensor(values, device=device)

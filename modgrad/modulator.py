@@ -1,7 +1,6 @@
 """The engine: measures statistics, asks the balancer, modulates the gradients."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,11 +9,13 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from modgrad import gradients, ops
+from modgrad import observation as observed
+from modgrad import ops, several_losses
 from modgrad.autograd import scale_backward
 from modgrad.backends import select
 from modgrad.balancers.base import (
     MEASURED,
+    OBSERVED,
     Balancer,
     Statistics,
     map_state,
@@ -23,7 +24,7 @@ from modgrad.balancers.base import (
 from modgrad.distributed import is_sharded, local, mean_over_ranks
 from modgrad.meter import Meter
 from modgrad.modalities import Assignment, Modalities
-from modgrad.observation import Observation, in_order, measure_scores
+from modgrad.observation import Observation, Observed, in_order
 from modgrad.records import Decision, LastStep
 
 # 2^64 over the golden ratio, as a signed number: seeds of successive steps share no pattern.
@@ -44,11 +45,12 @@ class Modulator:
         at: where weights are applied. "parameters" scales the parameters' gradients before the
             update. "boundary" scales the gradients that enter the encoders, at O(B D) instead of
             O(parameters): the same numbers for parameters that only ``scale_backward(features)``
-            in the forward pass leads to; the balancer may need scores only, and no noise.
+            in the forward pass leads to; the balancer may need only what ``observe`` gives, and
+            no noise.
         record: names of statistics to measure for ``last`` though the balancer does not need them.
         backend: which backend runs the ops; None takes the first that can run.
         seed: of the GE noise; the same on every rank.
-        process_group: the ranks over which scores are averaged; None means all.
+        process_group: the ranks over which statistics are averaged; None means all.
     """
 
     def __init__(
@@ -74,13 +76,16 @@ class Modulator:
         if not self._meter.names <= MEASURED:
             unknown = sorted(self._meter.names - MEASURED)
             raise ValueError(f"unknown statistics {unknown}, allowed: {sorted(MEASURED)}")
-        if at == "boundary" and not balancer.needs <= {"scores"}:
-            late = sorted(balancer.needs - {"scores"})
+        if at == "boundary" and not balancer.needs <= OBSERVED:
+            late = sorted(balancer.needs - OBSERVED)
             raise ValueError(f"{late} are known after backward only, allowed: at='parameters'")
         if not losses or len(set(losses)) < len(losses):
             raise ValueError(f"`losses` is {list(losses)}, allowed: different names, at least one")
         self.at, self.losses = at, tuple(losses)
-        self._takes_losses = len(losses) > 1 or not self._meter.names.isdisjoint({"losses", "gram"})
+        self._takes_losses = len(losses) > 1 or not self._meter.names.isdisjoint(
+            {"losses", "gram", "tensor_gram"}
+        )
+        self._observed_names = self._meter.names & OBSERVED
         if at == "boundary" and self._takes_losses:
             raise ValueError("several losses are balanced at='parameters' only")
         self._optimizer = optimizer
@@ -89,10 +94,9 @@ class Modulator:
         self._refresh()
         device = self._assignment.parameters[0].device
         select(device, backend)  # an unusable backend is an error here, not in the first step
-        self.enabled = True
-        """Set to False to let gradients pass unchanged and unmeasured."""
+        self._enabled = True
         self.last: LastStep | None = None
-        self._scores: tuple[Tensor, int] | None = None  # sum over samples, number of samples
+        self._observed: Observed | None = None  # since the last step
         self._decided: Decision | None = None  # before step, by observe or backward
         self._boundary_used = False
 
@@ -120,6 +124,31 @@ class Modulator:
             for name in ("_weights", "_step", "_epoch", "_seed"):
                 setattr(self, name, getattr(self, name).to(device))
 
+    @property
+    def enabled(self) -> bool:
+        """Set to False to let gradients pass unchanged and unmeasured."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._enabled = value
+        if not value:  # no weight of an earlier step lives on at the boundary
+            self._weights.fill_(1.0)
+            self._observed = self._decided = None
+
+    @property
+    def state(self) -> Any:
+        """The balancer's state, a NamedTuple of device tensors; replaced by every step."""
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        found = {name: list(t.shape) for name, t in state_tensors(state).items()}
+        allowed = {name: list(t.shape) for name, t in state_tensors(self._state).items()}
+        if found != allowed:
+            raise ValueError(f"`state` holds {found}, allowed: {allowed}")
+        self._state = map_state(lambda old, new: new.to(old, copy=True), self._state, state)
+
     def set_epoch(self, epoch: int) -> None:
         """Tell the balancer which epoch it is, for windows in epochs."""
         self._epoch.fill_(epoch)
@@ -129,27 +158,28 @@ class Modulator:
         """Show the modulator a batch, between its forward and the optimizer's step.
 
         ``observe(logits=…, targets=…)``, ``observe(features=…, head=…, targets=…)`` for a
-        late-fusion head, or ``observe(scores=…)``: see ``Observation``. Once a batch; under
-        gradient accumulation the scores are averaged over samples. Does nothing where no scores
-        are needed.
+        late-fusion head, ``observe(responses=…, targets=…)``, or ``observe(scores=…)``: see
+        ``Observation``. Once a batch; under gradient accumulation, means are over all samples. Does
+        nothing where the balancer needs none of it.
         """
-        if not self.enabled or "scores" not in self._meter.names:
+        if not self.enabled or not self._observed_names:
             return
         self._follow(self._assignment.parameters[0].device)
-        total, count = measure_scores(observation, self.modalities.names, self.backend)
-        if total.device != self._weights.device:
-            raise ValueError(f"scores are on {total.device}, allowed: {self._weights.device}")
+        names = self.modalities.names
+        batch = observed.measure(observation, self._observed_names, names, self.backend)
+        for name, (total, _) in batch.items():
+            if total.device != self._weights.device:
+                raise ValueError(f"{name} are on {total.device}, allowed: {self._weights.device}")
         if self.at == "boundary":
-            mean = mean_over_ranks(total, count, self.process_group)
-            decision = self._decide(Statistics(self._step, self._epoch, mean))
+            decision = self._decide(self._known(batch))
             if decision.modulation.noise is not None:
                 raise ValueError("GE noise needs the gradients, allowed: at='parameters'")
             self._weights.copy_(decision.weights[:, 0])
-            self._decided, self._scores = decision, (total, count)
-        elif self._scores is None:
-            self._scores = (total, count)
+            self._decided, self._observed = decision, batch
         else:
-            self._scores = (self._scores[0] + total, self._scores[1] + count)
+            self._observed = (
+                batch if self._observed is None else observed.add(self._observed, batch)
+            )
 
     @property
     def weights(self) -> Tensor:
@@ -183,47 +213,31 @@ class Modulator:
             return
         self._refresh()
         self._check_observed()
-        parameters, group = self._trainable()
-        if any(map(is_sharded, parameters)):
+        own, shared = self._trainable()
+        if any(map(is_sharded, own.parameters)):
             raise NotImplementedError(
                 "backward of several losses with sharded parameters (DTensor)"
             )
-        self._follow(parameters[0].device)
-        detached = torch.stack([value.detach().float() for value in values])
-        statistics = replace(self._known(), losses=mean_over_ranks(detached, 1, self.process_group))
-        if not self._meter.names & {"gram", "grad_sq_norms", "param_sq_norms"}:
-            decision = self._decide(statistics)
-            if decision.modulation.weights.dim() == 1:
-                weights = decision.modulation.weights.to(values[0].device)
-                (weights * torch.stack(values)).sum().backward()
-                self._decided = decision
-                return
-        grads = gradients.per_loss(values, parameters)
-        for each in grads:
-            gradients.mean_over_ranks_(each, self.process_group)
-        decision = self._decide(self._meter.of_losses(statistics, parameters, grads, group))
-        combined = [torch.empty_like(p, requires_grad=False) for p in parameters]
-        ops.combine_(combined, grads, group, decision.weights, backend=self.backend)
-        own = set(map(id, parameters))
-        shared = [p for p in self._held if p.requires_grad and id(p) not in own]
-        whole = decision.modulation.weights if decision.modulation.weights.dim() == 1 else None
-        of_shared = gradients.of_sum(values, whole, shared)
-        gradients.mean_over_ranks_(of_shared, self.process_group)
-        gradients.accumulate([*parameters, *shared], [*combined, *of_shared])
-        self._decided = decision
+        self._follow(own.parameters[0].device)
+        self._decided = several_losses.backward(
+            values, own, shared, self._known(), self._meter, self._decide, self.process_group
+        )
 
-    def _trainable(self) -> Assignment:
+    def _trainable(self) -> tuple[Assignment, list[nn.Parameter]]:
+        """The parameters of modalities, and the shared ones, that require a gradient."""
         pairs = [pair for pair in zip(*self._assignment, strict=True) if pair[0].requires_grad]
         if not pairs:
             raise ValueError("no parameter of any modality requires a gradient")
-        return Assignment([p for p, _ in pairs], [g for _, g in pairs])
+        own = set(map(id, self._assignment.parameters))
+        shared = [p for p in self._held if p.requires_grad and id(p) not in own]
+        return Assignment([p for p, _ in pairs], [g for _, g in pairs]), shared
 
     @torch.no_grad()
     def modulate(self) -> None:
         """Balance the gradients that the optimizer is about to use. Called by its step.
 
         Raises:
-            RuntimeError: the balancer needs scores and ``observe`` was not called since the last
+            RuntimeError: the balancer needs ``observe``, and it was not called since the last
                 step; several losses are named and ``backward`` was not called; weights are applied
                 at the boundary and ``scale_backward`` was not called.
         """
@@ -251,13 +265,13 @@ class Modulator:
         self._commit(decision)
 
     def _unprepared(self) -> bool:
-        return self._takes_losses or ("scores" in self._meter.names and self._scores is None)
+        return self._takes_losses or (bool(self._observed_names) and self._observed is None)
 
     def _check_observed(self) -> None:
-        if "scores" in self._meter.names and self._scores is None:
+        if self._observed_names and self._observed is None:
             raise RuntimeError(
-                f"{type(self.balancer).__name__} needs scores: call observe(...) between forward"
-                " and step(), every step"
+                f"{type(self.balancer).__name__} needs {' and '.join(self._observed_names)}:"
+                " call observe(...) between forward and step(), every step"
             )
 
     def _modulate(
@@ -265,7 +279,7 @@ class Modulator:
     ) -> Decision:
         """Measure, decide, and scale the gradients of the one loss in place."""
         grads, sharded = local(held), any(map(is_sharded, held))
-        if sharded and not self._meter.names <= {"scores"}:
+        if sharded and not self._meter.names <= OBSERVED:
             raise NotImplementedError(f"{sorted(self._meter.names)} of sharded gradients (DTensor)")
         # set by GradScaler on fused optimizers
         scale = getattr(self._optimizer, "grad_scale", None)
@@ -281,12 +295,11 @@ class Modulator:
         self._weights.copy_(weights)
         return decision
 
-    def _known(self) -> Statistics:
-        """What is known without gradients."""
-        scores = None
-        if self._scores is not None:
-            scores = mean_over_ranks(*self._scores, self.process_group)
-        return Statistics(self._step, self._epoch, scores)
+    def _known(self, batch: Observed | None = None) -> Statistics:
+        """What is known without gradients: of this batch, or of all since the last step."""
+        known = (batch or self._observed or {}).items()
+        means = {name: mean_over_ranks(*total, self.process_group) for name, total in known}
+        return Statistics(self._step, self._epoch, **means)
 
     def _decide(self, statistics: Statistics) -> Decision:
         with torch.no_grad():
@@ -295,6 +308,8 @@ class Modulator:
             weights = modulation.weights.broadcast_to(shape).float()
         if modulation.noise is not None and self._takes_losses:
             raise NotImplementedError("GE noise with several losses")
+        if modulation.tensor_scale is not None and not self._takes_losses:
+            raise NotImplementedError("a scale per parameter tensor with one loss")
         return Decision(statistics, modulation, weights, state)
 
     def _commit(self, decision: Decision) -> None:
@@ -315,12 +330,13 @@ class Modulator:
             weights.clone() if self._takes_losses else weights[:, 0].clone(),
             decision.modulation.noise,
             measured.scores,
+            measured.response_losses,
             measured.grad_sq_norms,
             measured.param_sq_norms,
             measured.losses,
             measured.gram,
         )
-        self._scores = self._decided = None
+        self._observed = self._decided = None
         self._boundary_used = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -340,7 +356,7 @@ class Modulator:
             setattr(self, f"_{name}", state_dict[name].to(self._step.device, copy=True))
         loaded = iter(state_dict["balancer"][name] for name in state_tensors(self._state))
         self._state = map_state(lambda t: next(loaded).to(t, copy=True), self._state)
-        self._scores = self._decided = None
+        self._observed = self._decided = None
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raise ValueError where ``load_state_dict`` could not take this state."""

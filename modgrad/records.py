@@ -28,6 +28,7 @@ class LastStep:
     weights: Tensor  # float32 [M]; [M, K] with several losses
     noise: Tensor | None = None  # float32 [M]
     scores: Tensor | None = None  # float32 [M]
+    response_losses: Tensor | None = None  # float32 [M]
     grad_sq_norms: Tensor | None = None  # float64 [M], before modulation
     param_sq_norms: Tensor | None = None  # float64 [M], before the update
     losses: Tensor | None = None  # float32 [K]

@@ -17,11 +17,13 @@ ROWS = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def statistics(case, step=0):
-    float64 = {"grad_sq_norms", "param_sq_norms", "gram"}
+    dtypes = dict.fromkeys(("scores", "response_losses", "losses"), torch.float32)
     values = {
-        name: torch.tensor(v, dtype=torch.float64 if name in float64 else torch.float32)
+        name: torch.tensor(v, dtype=dtypes.get(name, torch.float64))
         for name, v in case.statistics.items()
     }
+    if "tensor_gram" in values:  # one tensor a modality
+        values["tensor_group"] = torch.arange(len(case.modalities))
     return Statistics(torch.tensor(step), torch.tensor(0), **values)
 
 

@@ -35,12 +35,21 @@ ALLOWED = {
     "modgrad.modalities": {"modgrad.table"},
     "modgrad.late_fusion": set(),
     "modgrad.distributed": set(),
-    "modgrad.observation": {"modgrad.late_fusion", "modgrad.ops"},
+    "modgrad.observation": {"modgrad.checks", "modgrad.late_fusion", "modgrad.ops"},
     "modgrad.gradients": set(),
     "modgrad.records": {"modgrad.balancers"},
     "modgrad.meter": {"modgrad.balancers", "modgrad.ops"},
-    "modgrad.modulator": {
+    "modgrad.several_losses": {
+        "modgrad.balancers",
+        "modgrad.distributed",
         "modgrad.gradients",
+        "modgrad.meter",
+        "modgrad.modalities",
+        "modgrad.ops",
+        "modgrad.records",
+    },
+    "modgrad.modulator": {
+        "modgrad.several_losses",
         "modgrad.meter",
         "modgrad.records",
         "modgrad.autograd",

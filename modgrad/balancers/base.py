@@ -23,6 +23,8 @@ class Statistics:
     """int64 []: as told to ``Modulator.set_epoch``, 0 until then."""
     scores: Tensor | None = None
     """float32 [M]: mean probability of the true class from each modality alone."""
+    response_losses: Tensor | None = None
+    """float32 [M]: mean cross entropy of each modality's mono-modal response."""
     grad_sq_norms: Tensor | None = None
     """float64 [M]: squared norm of each modality's gradients, before modulation."""
     param_sq_norms: Tensor | None = None
@@ -31,10 +33,17 @@ class Statistics:
     """float32 [K]: the values of the losses, in the order they were named in."""
     gram: Tensor | None = None
     """float64 [M, K, K]: inner products of the losses' gradients in each modality's parameters."""
+    tensor_gram: Tensor | None = None
+    """float64 [P, K, K]: the same in each parameter tensor, whose modality is `tensor_group`."""
+    tensor_group: Tensor | None = None
+    """int64 [P]: comes with `tensor_gram`."""
 
 
-MEASURED = frozenset(f.name for f in fields(Statistics)) - {"step", "epoch"}
+MEASURED = frozenset(f.name for f in fields(Statistics)) - {"step", "epoch", "tensor_group"}
 """The statistics that cost something: measured only where a balancer needs them."""
+
+OBSERVED = frozenset({"scores", "response_losses"})
+"""Those that come from ``observe``, and are known before backward."""
 
 
 class Modulation(NamedTuple):
@@ -46,6 +55,8 @@ class Modulation(NamedTuple):
     all parameters, shared ones too."""
     noise: Tensor | None = None
     """[M]: GE noise, as a multiple of each gradient tensor's own standard deviation."""
+    tensor_scale: Tensor | None = None
+    """[P]: a further factor of each parameter tensor's gradient, with several losses."""
 
 
 class Balancer(Protocol[StateT]):

@@ -19,6 +19,12 @@ class _Wrapper(Generic[StateT]):
         return self.balancer.needs
 
 
+def _refuse_scales_per_tensor(wrapper: str, balancer: Balancer[Any]) -> None:
+    """The number of tensors is not known when the state is made."""
+    if "tensor_gram" in balancer.needs:
+        raise ValueError(f"`balancer` of {wrapper} has weights per tensor, allowed: per modality")
+
+
 def _like(weights: Tensor, modulation: Modulation) -> Tensor:
     """Weights [M, K] in a modulation's form: those of whole losses are equal in every row."""
     return weights[0] if modulation.weights.dim() == 1 else weights
@@ -60,6 +66,9 @@ class Between(_Wrapper[StateT]):
             Modulation(
                 torch.where(inside, modulation.weights, 1.0),
                 None if modulation.noise is None else torch.where(inside, modulation.noise, 0.0),
+                None
+                if modulation.tensor_scale is None
+                else torch.where(inside, modulation.tensor_scale, 1.0),
             ),
             map_state(lambda a, b: torch.where(inside, a, b), new, state),
         )
@@ -85,6 +94,7 @@ class Every(_Wrapper[StateT]):
     def __post_init__(self) -> None:
         if self.interval < 1:
             raise ValueError(f"`interval` is {self.interval}, allowed: >= 1")
+        _refuse_scales_per_tensor("Every", self.balancer)
 
     def init(
         self, modalities: tuple[str, ...], num_losses: int, device: torch.device
@@ -130,6 +140,7 @@ class Smoothed(_Wrapper[StateT]):
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ValueError(f"`decay` is {self.decay}, allowed: [0, 1)")
+        _refuse_scales_per_tensor("Smoothed", self.balancer)
 
     def init(
         self, modalities: tuple[str, ...], num_losses: int, device: torch.device

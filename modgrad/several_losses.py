@@ -1,0 +1,57 @@
+"""Several losses, each with its own weight in each modality: what stands in for ``backward``."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from modgrad import gradients, ops
+from modgrad.balancers.base import Statistics
+from modgrad.distributed import mean_over_ranks
+from modgrad.meter import Meter
+from modgrad.modalities import Assignment
+from modgrad.records import Decision
+
+_OF_GRADIENTS = frozenset({"gram", "tensor_gram", "grad_sq_norms", "param_sq_norms"})
+
+
+def backward(
+    losses: Sequence[Tensor],
+    own: Assignment,
+    shared: Sequence[nn.Parameter],
+    known: Statistics,
+    meter: Meter,
+    decide: Callable[[Statistics], Decision],
+    process_group: ProcessGroup | None,
+) -> Decision:
+    """Measure, decide, and add the weighted gradients to ``.grad``.
+
+    Weights of whole losses that are known without gradients cost one ordinary backward.
+    """
+    values = torch.stack([loss.detach().float() for loss in losses])
+    known = replace(known, losses=mean_over_ranks(values, 1, process_group))
+    if not meter.names & _OF_GRADIENTS:
+        decision = decide(known)
+        weights = decision.modulation.weights
+        if weights.dim() == 1:
+            (weights.to(losses[0].device) * torch.stack(list(losses))).sum().backward()
+            return decision
+    parameters, group = own
+    grads = gradients.per_loss(losses, parameters)
+    for each in grads:
+        gradients.mean_over_ranks_(each, process_group)
+    decision = decide(meter.of_losses(known, parameters, grads, group))
+    combined = [torch.empty_like(p, requires_grad=False) for p in parameters]
+    weights, scale = decision.weights, decision.modulation.tensor_scale
+    if scale is not None:  # a row of weights for each tensor
+        owner = decision.statistics.tensor_group
+        assert owner is not None, "a scale per tensor comes from the tensors' gram"
+        weights, group = weights[owner] * scale.float()[:, None], list(range(len(group)))
+    ops.combine_(combined, grads, group, weights, backend=meter.backend)
+    whole = decision.modulation.weights if decision.modulation.weights.dim() == 1 else None
+    of_shared = gradients.of_sum(losses, whole, shared)
+    gradients.mean_over_ranks_(of_shared, process_group)
+    gradients.accumulate([*parameters, *shared], [*combined, *of_shared])
+    return decision
