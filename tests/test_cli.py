@@ -11,8 +11,8 @@ import torch
 
 from modgrad.__main__ import main
 from modgrad.backends import BACKENDS, why_not
-from modgrad.demo.options import BALANCERS
-from modgrad.demo.results import ALONE, PLAIN, Spread
+from modgrad.demo.methods import ALONE, BALANCED, PLAIN
+from modgrad.demo.results import Spread
 from modgrad.demo.summary import sentence
 
 METHODS = [PLAIN, *ALONE.values(), "ogm"]
@@ -125,8 +125,8 @@ def test_demo_is_deterministic_and_names_its_files(
     ("arguments", "allowed"),
     [
         ([], "demo"),
-        (["demo", "--balancers", "ogm,agmm"], ", ".join(BALANCERS)),
-        (["demo", "--balancers", ""], ", ".join(BALANCERS)),
+        (["demo", "--balancers", "ogm,agmm"], ", ".join(BALANCED)),
+        (["demo", "--balancers", ""], ", ".join(BALANCED)),
         (["demo", "--epochs", "0"], "whole number >= 1"),
         (["demo", "--seeds", "-1"], "whole number >= 1"),
         (["demo", "--batch-size", "many"], "whole number >= 1"),

@@ -5,16 +5,17 @@ import math
 from pathlib import Path
 
 from modgrad.backends import BACKENDS
-from modgrad.demo.options import AUTO, BALANCERS, DEVICES, Options
+from modgrad.demo.methods import BALANCED
+from modgrad.demo.options import AUTO, DEVICES, Options
 
 
 def _balancers(text: str) -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",")]
     if names == ["all"]:
-        return tuple(BALANCERS)
-    unknown = [name for name in names if name not in BALANCERS]
+        return tuple(BALANCED)
+    unknown = [name for name in names if name not in BALANCED]
     if unknown:
-        allowed = f"{', '.join(BALANCERS)}, separated by commas, or all"
+        allowed = f"{', '.join(BALANCED)}, separated by commas, or all"
         raise argparse.ArgumentTypeError(f"no balancer {unknown[0]!r}, allowed: {allowed}")
     return tuple(dict.fromkeys(names))
 
@@ -46,7 +47,7 @@ def _deviation(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Options()
-    known = "; ".join(f"{name} = {balancer}" for name, balancer in BALANCERS.items())
+    known = "; ".join(f"{name} = {method.balancer}" for name, method in BALANCED.items())
     add = parser.add_argument
     add(
         "--balancers",

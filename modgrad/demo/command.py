@@ -10,9 +10,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from modgrad.backends import BackendUnavailableError
 from modgrad.demo import plot, timing, training
+from modgrad.demo.methods import UNBALANCED
 from modgrad.demo.options import AUTO, Options
 from modgrad.demo.report import show
-from modgrad.demo.results import ALONE, PLAIN, Results, Run, Timing
+from modgrad.demo.results import Results, Run, Timing
 from modgrad.doctor import backend_name, device_name, versions
 
 
@@ -50,7 +51,7 @@ def _measure(
 ) -> tuple[tuple[Run, ...], dict[str, Timing]]:
     """All runs, seed by seed, then the step times."""
     options = setting.options
-    methods = [PLAIN, *ALONE.values(), *options.balancers]
+    methods = [*UNBALANCED, *options.balancers]
     columns = BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
     runs = []
     with Progress(*columns, console=console, transient=True) as progress:

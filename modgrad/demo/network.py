@@ -1,18 +1,18 @@
-"""A small audio-visual network with late fusion, and one step of its training."""
+"""A small audio-visual network with late fusion."""
 
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import modgrad
 
 WIDTHS = (16, 32, 64)
 CLASSES = 10
+MODALITIES = ("audio", "visual")
 
 
-def _encoder(first_stride: int) -> nn.Sequential:
+def encoder(first_stride: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels, stride = 1, first_stride
     for width in WIDTHS:
@@ -27,43 +27,33 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.audio = _encoder(first_stride=2)
-        self.visual = _encoder(first_stride=1)
+        self.audio = encoder(first_stride=2)
+        self.visual = encoder(first_stride=1)
         self.head = nn.Linear(2 * WIDTHS[-1], CLASSES)
+
+    def modalities(self) -> modgrad.Modalities:
+        return modgrad.Modalities(self, audio=self.audio, visual=self.visual)
+
+    def features(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.get_submodule(name)(inputs[name]) for name in MODALITIES}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The joint logits, and the features of each modality."""
-        features = {"audio": self.audio(inputs["audio"]), "visual": self.visual(inputs["visual"])}
+        features = self.features(inputs)
         return self.head(torch.cat(list(features.values()), dim=1)), features
 
+    def outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The joint logits, and those of each modality alone: its block of the head."""
+        joint, features = self(inputs)
+        return {"joint": joint, **modgrad.late_fusion_logits(features, self.head)}
+
     def alone(self, modality: str, x: Tensor) -> Tensor:
-        """The logits of one modality: its block of the head, half the bias."""
+        """The logits of one modality, without the other's encoder."""
         own = self.get_submodule(modality)(x)
         absent = torch.zeros_like(own)
-        features = {name: own if name == modality else absent for name in ("audio", "visual")}
+        features = {name: own if name == modality else absent for name in MODALITIES}
         return modgrad.late_fusion_logits(features, self.head)[modality]
 
 
-def make_optimizer(network: Network, learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=0.9, weight_decay=1e-4)
-
-
-def training_step(
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    inputs: Mapping[str, Tensor],
-    targets: Tensor,
-    only: str | None = None,
-) -> Tensor:
-    """Forward, backward and update; the loss. ``only`` trains that modality alone."""
-    if only is None:
-        output, features = network(inputs)
-    else:
-        output, features = network.alone(only, inputs[only]), {}
-    loss = F.cross_entropy(output, targets)
-    loss.backward()
-    if isinstance(optimizer, modgrad.ModulatedOptimizer):
-        optimizer.observe(features=features, head=network.head, targets=targets)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.detach()

@@ -8,8 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from modgrad.demo.results import ALONE, PLAIN, Results
-from modgrad.demo.summary import lost
+from modgrad.demo.methods import ALONE, PLAIN
+from modgrad.demo.results import Results
+from modgrad.demo.summary import MANY, lost
 
 # Okabe and Ito's colours, told apart by colour-blind people; hatches and markers serve print.
 OUTPUTS = {"joint": ("#56B4E9", ""), "audio": ("#E69F00", "///"), "visual": ("#009E73", "...")}
@@ -20,11 +21,16 @@ LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "columnspacing": 1.2}
 
 
 def save(results: Results, path: Path) -> None:
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    many = len(results.options.balancers) > MANY
+    height = 1.6 + 0.28 * len(results.options.balancers) if many else 4.2
+    figure = Figure(figsize=(8 if many else 11, height), layout="constrained")
     FigureCanvasAgg(figure)
-    bars, lines = figure.subplots(1, 2)
-    _bars(bars, results)
-    _lines(lines, results)
+    if many:
+        _dots(figure.subplots(), results)
+    else:
+        bars, lines = figure.subplots(1, 2)
+        _bars(bars, results)
+        _lines(lines, results)
     figure.savefig(path, dpi=150)
 
 
@@ -54,6 +60,32 @@ def _bars(axes: Any, results: Results) -> None:
     spread = f"\n(mean and standard deviation of {seeds} seeds)" if seeds > 1 else ""
     axes.set_title(f"After training{spread}", fontsize=11)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4, **LEGEND)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _dots(axes: Any, results: Results) -> None:
+    """A row a method, the best joint accuracy on top."""
+    accuracy = results.accuracy()
+    methods = sorted([PLAIN, *results.options.balancers], key=lambda m: accuracy[m]["joint"].mean)
+    for marker, (output, (colour, _)) in zip("osD", OUTPUTS.items(), strict=True):
+        values = [accuracy[method][output] for method in methods]
+        means = [100 * value.mean for value in values]
+        errors = [100 * (value.std or 0) for value in values]
+        label = "joint" if output == "joint" else f"{output} branch"
+        style = {"color": colour, "markeredgecolor": "black", "ecolor": "black", "capsize": 2}
+        axes.errorbar(means, range(len(methods)), xerr=errors, fmt=marker, label=label, **style)
+        if output in ALONE:
+            ceiling = 100 * accuracy[ALONE[output]][output].mean
+            line = "--" if output == "audio" else ":"
+            label = f"{output} trained alone (ceiling)"
+            axes.axvline(ceiling, color="black", linewidth=1, linestyle=line, label=label)
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set(xlabel="test accuracy (%)", xlim=(0, 100))
+    axes.grid(axis="y", linewidth=0.4)
+    seeds = results.options.seeds
+    spread = f" (mean and standard deviation of {seeds} seeds)" if seeds > 1 else ""
+    axes.set_title(f"After training{spread}", fontsize=11)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.1), ncols=3, **LEGEND)
     axes.spines[["top", "right"]].set_visible(False)
 
 

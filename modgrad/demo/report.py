@@ -4,8 +4,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from modgrad.demo.options import BALANCERS
-from modgrad.demo.results import ALONE, PLAIN, Results, Spread
+from modgrad.demo.methods import ALONE, BALANCED, PLAIN
+from modgrad.demo.results import Results, Spread
 from modgrad.demo.summary import sentence
 
 OUTPUTS = ("joint", *ALONE)
@@ -50,7 +50,7 @@ def _cell(value: Spread) -> str:
 
 def _caption(results: Results) -> str:
     options = results.options
-    definitions = [f"{name}: {BALANCERS[name]}" for name in options.balancers]
+    definitions = [f"{name}: {BALANCED[name].balancer}" for name in options.balancers]
     spread = ["±: standard deviation over the seeds"] if options.seeds > 1 else []
     rounds = results.timings[PLAIN].rounds
     return "\n".join(

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from modgrad.demo.options import BALANCERS, Options
-
-PLAIN = "plain"
-ALONE = {"audio": "audio alone", "visual": "visual alone"}
-"""The method that trains one modality without the other: its unimodal ceiling."""
+from modgrad.demo.methods import BALANCED
+from modgrad.demo.options import Options
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,8 @@ class Epoch:
     """Mean over the training batches."""
     accuracy: Mapping[str, float]
     """On the test split: of the joint prediction, and of each modality's branch alone."""
-    weights: Mapping[str, float] | None
-    """By modality, mean over the steps; None without a balancer."""
+    weights: Mapping[str, Any] | None
+    """By modality, and by loss where there are several; mean over the steps."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,9 @@ class Results:
         for epoch in (epoch for run in content["runs"] for epoch in run["epochs"]):
             if not math.isfinite(epoch["loss"]):
                 epoch["loss"] = None  # JSON knows no NaN
-        content["balancers"] = {name: repr(BALANCERS[name]) for name in self.options.balancers}
+        content["balancers"] = {
+            name: repr(BALANCED[name].balancer) for name in self.options.balancers
+        }
         content["accuracy"] = {
             method: {output: asdict(value) for output, value in row.items()}
             for method, row in self.accuracy().items()

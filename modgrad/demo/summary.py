@@ -3,7 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from modgrad.demo.results import ALONE, PLAIN, Spread
+from modgrad.demo.methods import ALONE, PLAIN
+from modgrad.demo.results import Spread
+
+MANY = 4  # balancers that a sentence and a group of bars can hold
 
 Accuracy = Mapping[str, Mapping[str, Spread]]
 
@@ -26,10 +29,17 @@ def sentence(accuracy: Accuracy, balancers: Sequence[str]) -> str:
         text += f", the furthest from its ceiling, reaches {numbers}"
     else:
         text = f"Plain joint training neglects the {modality}: its branch reaches {numbers}"
-        effects = [f"{name} {_effect(accuracy, name, modality)}" for name in balancers]
+        named = balancers if len(balancers) <= MANY else _best(accuracy, balancers)
+        effects = [f"{name} {_effect(accuracy, name, modality)}" for name in named]
+        if len(named) < len(balancers):
+            text += f". Of {len(balancers)} balancers, the best three jointly: {effects.pop(0)}"
         text = "; ".join([text, *effects])
     single = plain.std is None
     return text + (" (one seed only: such differences may be chance)." if single else ".")
+
+
+def _best(accuracy: Accuracy, balancers: Sequence[str]) -> list[str]:
+    return sorted(balancers, key=lambda name: -accuracy[name]["joint"].mean)[:3]
 
 
 def _effect(accuracy: Accuracy, balancer: str, modality: str) -> str:

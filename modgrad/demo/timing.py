@@ -7,8 +7,8 @@ from statistics import median
 
 import torch
 
-from modgrad.demo.network import training_step
-from modgrad.demo.results import PLAIN, Timing
+from modgrad.demo.methods import METHODS, PLAIN
+from modgrad.demo.results import Timing
 from modgrad.demo.training import Setting, build
 
 WARM_UP = 10
@@ -30,7 +30,7 @@ def measure(setting: Setting, report: Callable[[], None]) -> dict[str, Timing]:
         for method in order.sample(methods, len(methods)):
             _wait(setting.device)
             start = time.perf_counter()
-            training_step(*networks[method], inputs, targets)
+            METHODS[method].step(*networks[method], inputs, targets)
             _wait(setting.device)
             if number >= WARM_UP:
                 times[method].append(time.perf_counter() - start)

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import modgrad
 from modgrad.datasets import AVDigits, av_digits
-from modgrad.demo.network import Network, make_optimizer, training_step
-from modgrad.demo.options import BALANCERS, Options
-from modgrad.demo.results import ALONE, Epoch, Run
+from modgrad.demo.methods import ALONE, METHODS, Method
+from modgrad.demo.network import Network
+from modgrad.demo.options import Options
+from modgrad.demo.results import Epoch, Run
 
 
 @dataclass(frozen=True)
@@ -50,59 +52,52 @@ def prepare(options: Options, device: torch.device, backend: str) -> Setting:
 
 
 def build(method: str, seed: int, setting: Setting) -> tuple[Network, torch.optim.Optimizer]:
-    """A network, the same for every method of a seed, and what trains it."""
-    torch.manual_seed(seed)
-    network = Network().to(setting.device)
-    optimizer = make_optimizer(network, setting.options.lr)
-    if method in BALANCERS:
-        modalities = modgrad.Modalities(network, audio=network.audio, visual=network.visual)
-        balancer = BALANCERS[method]
-        optimizer = modgrad.ModulatedOptimizer(
-            optimizer, modalities, balancer, backend=setting.backend, seed=seed
-        )
-    return network, optimizer
+    return METHODS[method].build(setting.options.lr, setting.device, setting.backend, seed)
 
 
 def run(method: str, seed: int, setting: Setting, report: Callable[[int, float], None]) -> Run:
     """Train from scratch; ``report`` is told the number of an epoch and its loss."""
     network, optimizer = build(method, seed, setting)
-    only = next((modality for modality, name in ALONE.items() if name == method), None)
     generator = torch.Generator().manual_seed(seed)
     epochs = []
     for number in range(1, setting.options.epochs + 1):
-        epochs.append(_epoch(network, optimizer, setting, generator, only))
-        report(number, epochs[-1].loss)
+        if isinstance(optimizer, modgrad.ModulatedOptimizer):
+            optimizer.modulator.set_epoch(number - 1)
+        loss, weights = _epoch(METHODS[method], network, optimizer, setting, generator)
+        accuracy = _accuracy(network, setting.test)
+        only = next((modality for modality, name in ALONE.items() if name == method), None)
+        epochs.append(Epoch(loss, accuracy if only is None else {only: accuracy[only]}, weights))
+        report(number, loss)
     return Run(method, seed, tuple(epochs))
 
 
 def _epoch(
+    method: Method,
     network: Network,
     optimizer: torch.optim.Optimizer,
     setting: Setting,
     generator: torch.Generator,
-    only: str | None,
-) -> Epoch:
+) -> tuple[float, dict[str, Any] | None]:
+    """The mean loss, and the mean weights where there is a balancer."""
     network.train()
     losses, weights = [], []
     for inputs, targets in setting.train.batches(setting.options.batch_size, generator):
-        losses.append(training_step(network, optimizer, inputs, targets, only))
+        losses.append(method.step(network, optimizer, inputs, targets))
         if isinstance(optimizer, modgrad.ModulatedOptimizer):
             assert optimizer.modulator.last is not None
             weights.append(optimizer.modulator.last.weights)
-    accuracy = _accuracy(network, setting.test)
-    if only is not None:
-        accuracy = {only: accuracy[only]}
-    mean_weights = None
-    if weights:
-        values = torch.stack(weights).mean(0).tolist()
-        mean_weights = dict(zip(setting.train.inputs, values, strict=True))
-    return Epoch(torch.stack(losses).mean().item(), accuracy, mean_weights)
+    loss = torch.stack(losses).mean().item()
+    if not weights:
+        return loss, None
+    rows: list[Any] = torch.stack(weights).mean(0).tolist()
+    if len(method.losses) > 1:
+        rows = [dict(zip(method.losses, row, strict=True)) for row in rows]
+    return loss, dict(zip(setting.train.inputs, rows, strict=True))
 
 
 @torch.no_grad()
 def _accuracy(network: Network, test: Split) -> dict[str, float]:
     network.eval()
-    joint, features = network(test.inputs)
-    logits = {"joint": joint, **modgrad.late_fusion_logits(features, network.head)}
-    correct = torch.stack([(x.argmax(1) == test.targets).float().mean() for x in logits.values()])
-    return dict(zip(logits, correct.tolist(), strict=True))
+    outputs = network.outputs(test.inputs)
+    correct = [(x.argmax(1) == test.targets).float().mean() for x in outputs.values()]
+    return dict(zip(outputs, torch.stack(correct).tolist(), strict=True))
