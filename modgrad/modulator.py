@@ -25,7 +25,7 @@ from modgrad.distributed import is_sharded, local, mean_over_ranks
 from modgrad.meter import Meter
 from modgrad.modalities import Assignment, Modalities
 from modgrad.observation import Observation, Observed, in_order
-from modgrad.records import Decision, LastStep
+from modgrad.records import Decision, LastStep, Pending
 
 # 2^64 over the golden ratio, as a signed number: seeds of successive steps share no pattern.
 _SEED_STRIDE = 0x9E3779B97F4A7C15 - 2**64
@@ -241,16 +241,32 @@ class Modulator:
                 step; several losses are named and ``backward`` was not called; weights are applied
                 at the boundary and ``scale_backward`` was not called.
         """
-        if not self.enabled:
+        pending = self.decide()
+        if pending is None:
             return
+        if not pending.applied:
+            noise, weights = pending.decision.modulation.noise, pending.decision.weights[:, 0]
+            ops.modulate_(
+                pending.grads, pending.group, weights, noise, pending.seed, backend=self.backend
+            )
+        self.commit(pending)
+
+    @torch.no_grad()
+    def decide(self) -> Pending | None:
+        """Measure, and ask the balancer; None where gradients are to be used as they are.
+
+        Nothing changes until ``commit``. Raises what ``modulate`` does.
+        """
+        if not self.enabled:
+            return None
         self._refresh()
         pairs = zip(*self._assignment, strict=True)
         present = [(p, p.grad, g) for p, g in pairs if p.grad is not None]
         if not present:
-            return
+            return None
         self._follow(present[0][0].device)
         if self._decided is None and _learning_rate_is_zero(self._optimizer) and self._unprepared():
-            return  # how torch.distributed.checkpoint makes an optimizer create its state
+            return None  # how torch.distributed.checkpoint makes an optimizer create its state
         self._check_observed()
         if self.at == "boundary" and not self._boundary_used:
             raise RuntimeError("at='boundary', but `scale_backward` was not called in forward")
@@ -258,11 +274,10 @@ class Modulator:
             raise RuntimeError(
                 f"call backward({{…}}) with {list(self.losses)}, not loss.backward()"
             )
-        decision = self._decided
-        if decision is None:
-            parameters, grads, group = (list(column) for column in zip(*present, strict=True))
-            decision = self._modulate(parameters, grads, group)
-        self._commit(decision)
+        parameters, held, group = (list(column) for column in zip(*present, strict=True))
+        if self._decided is not None:
+            return Pending(self._decided, parameters, held, group, applied=True)
+        return self._measured(parameters, held, group)
 
     def _unprepared(self) -> bool:
         return self._takes_losses or (bool(self._observed_names) and self._observed is None)
@@ -274,26 +289,24 @@ class Modulator:
                 " call observe(...) between forward and step(), every step"
             )
 
-    def _modulate(
+    def _measured(
         self, parameters: list[nn.Parameter], held: list[Tensor], group: list[int]
-    ) -> Decision:
-        """Measure, decide, and scale the gradients of the one loss in place."""
+    ) -> Pending:
+        """A decision from the gradients of the one loss."""
         grads, sharded = local(held), any(map(is_sharded, held))
         if sharded and not self._meter.names <= OBSERVED:
             raise NotImplementedError(f"{sorted(self._meter.names)} of sharded gradients (DTensor)")
         # set by GradScaler on fused optimizers
         scale = getattr(self._optimizer, "grad_scale", None)
-        statistics = self._meter.of_gradients(self._known(), parameters, grads, group, scale)
-        decision = self._decide(statistics)
-        noise, seed = decision.modulation.noise, None
-        if noise is not None:
+        decision = self._decide(
+            self._meter.of_gradients(self._known(), parameters, grads, group, scale)
+        )
+        seed = None
+        if decision.modulation.noise is not None:
             if sharded:
                 raise NotImplementedError("GE noise on sharded gradients (DTensor)")
             seed = self._seed + self._step * _SEED_STRIDE
-        weights = decision.weights[:, 0]
-        ops.modulate_(grads, group, weights, noise, seed, backend=self.backend)
-        self._weights.copy_(weights)
-        return decision
+        return Pending(decision, parameters, grads, group, seed)
 
     def _known(self, batch: Observed | None = None) -> Statistics:
         """What is known without gradients: of this batch, or of all since the last step."""
@@ -312,8 +325,12 @@ class Modulator:
             raise NotImplementedError("a scale per parameter tensor with one loss")
         return Decision(statistics, modulation, weights, state)
 
-    def _commit(self, decision: Decision) -> None:
+    @torch.no_grad()
+    def commit(self, pending: Pending) -> None:
         """Keep the new state, except where GradScaler found infinities and the step is skipped."""
+        decision = pending.decision
+        if not pending.applied:
+            self._weights.copy_(decision.weights[:, 0])
         skipped = getattr(self._optimizer, "found_inf", None)
         if skipped is None:
             self._state = decision.state

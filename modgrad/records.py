@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import TypedDict
 
@@ -18,6 +18,17 @@ class Decision(NamedTuple):
     modulation: Modulation
     weights: Tensor  # float32 [M, K]
     state: Any
+
+
+class Pending(NamedTuple):
+    """A decision, and the gradients that it is for."""
+
+    decision: Decision
+    parameters: list[nn.Parameter]
+    grads: list[Tensor]  # local shards
+    group: list[int]
+    seed: Tensor | None = None  # of the noise
+    applied: bool = False  # in backward already
 
 
 @dataclass(frozen=True)

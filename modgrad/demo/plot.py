@@ -85,7 +85,7 @@ def _dots(axes: Any, results: Results) -> None:
     seeds = results.options.seeds
     spread = f" (mean and standard deviation of {seeds} seeds)" if seeds > 1 else ""
     axes.set_title(f"After training{spread}", fontsize=11)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.1), ncols=3, **LEGEND)
+    axes.figure.legend(loc="outside lower center", ncols=3, **LEGEND)
     axes.spines[["top", "right"]].set_visible(False)
 
 
