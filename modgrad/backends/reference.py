@@ -8,7 +8,8 @@ from torch import Tensor
 from modgrad.backends.elements import wide, with_noise
 from modgrad.backends.fake import register
 from modgrad.backends.layout import flat
-from modgrad.backends.reference_updates import modulated_adam_, modulated_sgd_
+from modgrad.backends.reference_updates import modulated_adam_ as modulated_adam_
+from modgrad.backends.reference_updates import modulated_sgd_ as modulated_sgd_
 
 
 def unusable(device: torch.device) -> str | None:
