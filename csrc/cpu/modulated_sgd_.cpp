@@ -7,15 +7,17 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-template <typename T, typename S>
-inline __attribute__((always_inline)) void step(T* __restrict__ param, const T* __restrict__ grad, S* __restrict__ buffer,
-                                                const wide_t<T>* __restrict__ added, int64_t n, wide_t<T> weight,
-                                                const Sgd<wide_t<T>>& s) {
+template <bool kMomentum, bool kNoise, typename T, typename S>
+inline __attribute__((always_inline)) void step(T* __restrict__ param, const T* __restrict__ grad,
+                                                S* __restrict__ buffer, const wide_t<T>* __restrict__ added, int64_t n,
+                                                wide_t<T> weight, const Sgd<wide_t<T>>& shared) {
   using W = wide_t<T>;
+  const Sgd<W> s = shared;
   for (int64_t i = 0; i < n; ++i) {
-    const W x = static_cast<W>(grad[i]) * weight + (added != nullptr ? added[i] : W(0));
+    W x = static_cast<W>(grad[i]) * weight;
+    if (kNoise) x += added[i];
     W p = static_cast<W>(param[i]);
-    if (buffer != nullptr) {
+    if (kMomentum) {
       W b = static_cast<W>(buffer[i]);
       sgd_element(s, x, p, b);
       buffer[i] = static_cast<S>(b);
@@ -26,14 +28,14 @@ inline __attribute__((always_inline)) void step(T* __restrict__ param, const T* 
   }
 }
 
-#define MODGRAD_SGD(T, S)                                                                                          \
-  MODGRAD_CLONES void update(T* p, const T* g, S* b, const wide_t<T>* added, int64_t n, wide_t<T> weight,          \
-                             const Sgd<wide_t<T>>& s) {                                                            \
-    if (b != nullptr)                                                                                              \
-      added != nullptr ? step(p, g, b, added, n, weight, s) : step<T, S>(p, g, b, nullptr, n, weight, s);          \
-    else                                                                                                           \
-      added != nullptr ? step<T, S>(p, g, nullptr, added, n, weight, s)                                            \
-                       : step<T, S>(p, g, nullptr, nullptr, n, weight, s);                                         \
+#define MODGRAD_SGD(T, S)                                                                                             \
+  MODGRAD_CLONES void update(T* p, const T* g, S* b, const wide_t<T>* added, int64_t n, wide_t<T> weight,             \
+                             const Sgd<wide_t<T>>& s) {                                                               \
+    if (b != nullptr)                                                                                                 \
+      added != nullptr ? step<true, true>(p, g, b, added, n, weight, s) : step<true, false>(p, g, b, added, n, weight, s); \
+    else                                                                                                              \
+      added != nullptr ? step<false, true>(p, g, b, added, n, weight, s)                                              \
+                       : step<false, false>(p, g, b, added, n, weight, s);                                            \
   }
 MODGRAD_SGD(float, float)
 MODGRAD_SGD(double, double)
