@@ -63,6 +63,17 @@ def _combine_(
     return None
 
 
+def _update(params: Sequence[Tensor], grads: Sequence[Tensor], *rest: Any, **options: Any) -> None:
+    """Of every fused update: what it changes is in its schema."""
+    _one_device([*params, *grads, *(x for value in rest for x in _tensors_in(value))])
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [x for x in value if isinstance(x, Tensor)] if isinstance(value, list) else []
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "group_sq_norms": _group_sq_norms,
     "modulate_": _modulate_,
@@ -70,6 +81,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "scale_backward": _scale_backward,
     "group_gram": _group_gram,
     "combine_": _combine_,
+    "modulated_sgd_": _update,
+    "modulated_adam_": _update,
 }
 
 

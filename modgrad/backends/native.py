@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,3 +79,11 @@ def combine_(
 def scale_backward(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
     scaled: list[Tensor] = _ops.scale_backward(grads, weights)
     return scaled
+
+
+def modulated_sgd_(*args: Any, **options: Any) -> None:
+    _ops.modulated_sgd_(*args, **options)
+
+
+def modulated_adam_(*args: Any, **options: Any) -> None:
+    _ops.modulated_adam_(*args, **options)
