@@ -1,6 +1,7 @@
 """The engine: measures statistics, asks the balancer, modulates the gradients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -95,6 +96,7 @@ class Modulator:
         device = self._assignment.parameters[0].device
         select(device, backend)  # an unusable backend is an error here, not in the first step
         self._enabled = True
+        self._folded = False
         self.last: LastStep | None = None
         self._observed: Observed | None = None  # since the last step
         self._decided: Decision | None = None  # before step, by observe or backward
@@ -135,6 +137,21 @@ class Modulator:
         if not value:  # no weight of an earlier step lives on at the boundary
             self._weights.fill_(1.0)
             self._observed = self._decided = None
+
+    @property
+    def assignment(self) -> Assignment:
+        """The parameters of modalities that the optimizer holds now, and whose each is."""
+        self._refresh()
+        return self._assignment
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """While an update with the weights folded in runs: the step's hook leaves gradients be."""
+        self._folded = True
+        try:
+            yield
+        finally:
+            self._folded = False
 
     @property
     def state(self) -> Any:
@@ -241,7 +258,7 @@ class Modulator:
                 step; several losses are named and ``backward`` was not called; weights are applied
                 at the boundary and ``scale_backward`` was not called.
         """
-        pending = self.decide()
+        pending = None if self._folded else self.decide()
         if pending is None:
             return
         if not pending.applied:

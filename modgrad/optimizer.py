@@ -9,10 +9,12 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from modgrad.balancers.base import Balancer
+from modgrad.fused import FusedStep, why_not
 from modgrad.modalities import Modalities
 from modgrad.modulator import Modulator
 from modgrad.observation import Observation
 from modgrad.records import Options
+from modgrad.updates import Apply
 
 
 class _StepHook:
@@ -124,14 +126,42 @@ class ModulatedOptimizer(Optimizer):
         optimizer: Optimizer,
         modalities: Modalities,
         balancer: Balancer[Any],
+        *,
+        fused: bool | None = None,
+        apply: Apply = "gradient",
         **options: Unpack[Options],
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"`optimizer` is {type(optimizer).__name__}, allowed: an Optimizer")
+        if apply not in ("gradient", "update"):
+            raise ValueError(f"`apply` is {apply!r}, allowed: 'gradient', 'update'")
+        if apply == "update" and fused is None:
+            fused = True
+        if apply == "update" and not fused:
+            raise ValueError("`apply` is 'update' with fused=False, allowed: fused=True or None")
+        reason = why_not(optimizer)
+        if fused and reason is not None:
+            raise ValueError(f"the step cannot be fused: {reason}")
         # Optimizer.__init__ is not called: it would make param_groups, state and hooks of our own,
         # and fire torch's global step hooks twice a step.
         self.modulator = attach(optimizer, modalities, balancer, **options)
         self.optimizer = optimizer
+        self._fused, self._apply = fused, apply
+        self._step = FusedStep(optimizer, self.modulator, apply)
+
+    @property
+    def fused(self) -> bool:
+        """Whether steps are fused: the weights are folded into the update.
+
+        Raises:
+            RuntimeError: they were asked for, and the optimizer has changed so that they cannot.
+        """
+        if self._fused is False:
+            return False
+        reason = why_not(self.optimizer)
+        if self._fused and reason is not None:
+            raise RuntimeError(f"the step cannot be fused any more: {reason}")
+        return reason is None
 
     def observe(self, **observation: Unpack[Observation]) -> None:
         """Show a batch between its forward and ``step``: see ``Modulator.observe``."""
@@ -143,6 +173,8 @@ class ModulatedOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Balance the gradients, then step. A closure is run first; its value is returned."""
+        if self.fused:
+            return self._step(closure)
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -165,10 +197,12 @@ class ModulatedOptimizer(Optimizer):
             self.modulator.load_state_dict(own)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer, "modulator": self.modulator}
+        names = ("optimizer", "modulator", "_fused", "_apply")
+        return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._step = FusedStep(self.optimizer, self.modulator, self._apply)
         # torch's optimizers lose their hooks when they are copied or pickled
         self.optimizer.register_step_pre_hook(_StepHook(self.modulator))
 

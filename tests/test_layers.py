@@ -73,7 +73,16 @@ ALLOWED = {
         "modgrad.observation",
         "modgrad.ops",
     },
+    "modgrad.fused": {
+        "modgrad.checks",
+        "modgrad.distributed",
+        "modgrad.modulator",
+        "modgrad.records",
+        "modgrad.updates",
+    },
     "modgrad.optimizer": {
+        "modgrad.fused",
+        "modgrad.updates",
         "modgrad.balancers",
         "modgrad.modalities",
         "modgrad.modulator",
