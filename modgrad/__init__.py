@@ -6,50 +6,76 @@ from modgrad import backends, balancers, datasets
 from modgrad.autograd import scale_backward
 from modgrad.backends import BackendUnavailableError
 from modgrad.balancers import (
+    AGM,
     DWA,
     MGDA,
     OGM,
+    PMR,
     AlignedMTL,
     Between,
     CAGrad,
     Clipped,
+    ConditionalLearningSpeed,
     Every,
+    FixedLossWeights,
     FixedWeights,
+    GradientBlending,
     GradNorm,
     MMPareto,
     PCGrad,
+    RandomRebalancing,
     Smoothed,
     UncertaintyWeighting,
     UPGrad,
 )
+from modgrad.blending import BlendEstimate, BlendEstimator
 from modgrad.late_fusion import late_fusion_logits
+from modgrad.mmtm import MMTM
 from modgrad.modalities import Modalities
 from modgrad.modulator import Modulator
 from modgrad.ops import combine_, group_gram, group_sq_norms, modality_scores, modulate_
 from modgrad.optimizer import ModulatedOptimizer, attach, detach
+from modgrad.prototypes import PrototypeOutput, Prototypes
 from modgrad.records import LastStep
+from modgrad.responses import (
+    late_fusion_responses,
+    masked,
+    mono_modal_responses,
+    present_mask,
+)
 from modgrad.updates import modulated_adam_, modulated_adamw_, modulated_sgd_
 
 __version__ = version("modgrad")
 
 __all__ = [
+    "AGM",
     "DWA",
     "MGDA",
+    "MMTM",
     "OGM",
+    "PMR",
     "AlignedMTL",
     "BackendUnavailableError",
     "Between",
+    "BlendEstimate",
+    "BlendEstimator",
     "CAGrad",
     "Clipped",
+    "ConditionalLearningSpeed",
     "Every",
+    "FixedLossWeights",
     "FixedWeights",
     "GradNorm",
+    "GradientBlending",
     "LastStep",
     "MMPareto",
     "Modalities",
     "ModulatedOptimizer",
     "Modulator",
     "PCGrad",
+    "PrototypeOutput",
+    "Prototypes",
+    "RandomRebalancing",
     "Smoothed",
     "UPGrad",
     "UncertaintyWeighting",
@@ -62,10 +88,14 @@ __all__ = [
     "group_gram",
     "group_sq_norms",
     "late_fusion_logits",
+    "late_fusion_responses",
+    "masked",
     "modality_scores",
     "modulate_",
     "modulated_adam_",
     "modulated_adamw_",
     "modulated_sgd_",
+    "mono_modal_responses",
+    "present_mask",
     "scale_backward",
 ]

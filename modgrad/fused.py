@@ -14,11 +14,14 @@ from modgrad.distributed import is_sharded
 from modgrad.modulator import Modulator
 from modgrad.records import Pending
 
-_UPDATES = {
+_UPDATES: dict[type, Callable[..., None]] = {
     SGD: updates.modulated_sgd_,
     Adam: updates.modulated_adam_,
     AdamW: updates.modulated_adamw_,
 }
+
+
+_OPTIONS = ("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "maximize")
 
 
 def why_not(optimizer: Optimizer) -> str | None:
@@ -48,7 +51,7 @@ class _Part(NamedTuple):
     """Parameters of one optimizer group that have a gradient, and the same kind of state."""
 
     options: dict[str, Any]  # the optimizer's own group, which schedulers change
-    index: list[int]  # of the parameters in it
+    places: list[int]  # of the parameters in it
     parameters: list[Tensor]
     states: dict[str, list[Tensor]]
     starts: bool  # momentum starts with this step
@@ -101,7 +104,7 @@ class FusedStep:
         of_group = {id(group): held for group, held in zip(groups, grads, strict=True)}
         for i, part in enumerate(self._parts):
             held = of_group[id(part.options)]
-            self._update(part, [held[j] for j in part.index], pending)  # type: ignore[misc]
+            self._update(part, [held[j] for j in part.places], pending)
             if part.starts:
                 self._parts[i] = part._replace(starts=False)
         if pending is not None:
@@ -113,8 +116,8 @@ class FusedStep:
             self._state is self._optimizer.state
             and seen == self._seen
             and all(
-                len(part.options["params"]) > part.index[-1]
-                and all(map(is_, part.parameters, _at(part.options["params"], part.index)))
+                len(part.options["params"]) > part.places[-1]
+                and all(map(is_, part.parameters, _at(part.options["params"], part.places)))
                 for part in self._parts
             )
         )
@@ -150,11 +153,7 @@ class FusedStep:
         else:  # gradients are as they should be
             weights = torch.ones(1, device=grads[0].device)
             noise, owner, seed = None, [-1] * len(grads), None
-        options: dict[str, Any] = {
-            name: group[name]
-            for name in ("lr", "weight_decay", "maximize", "betas", "eps", *_SGD_ONLY)
-            if name in group
-        }
+        options: dict[str, Any] = {name: group[name] for name in _OPTIONS if name in group}
         if type(self._optimizer) is SGD:
             options["is_first_step"] = part.starts
         _UPDATES[type(self._optimizer)](
@@ -172,9 +171,6 @@ class FusedStep:
             **part.states,
             **options,
         )
-
-
-_SGD_ONLY = ("momentum", "dampening", "nesterov")
 
 
 def _at(values: list[Tensor], index: list[int]) -> list[Tensor]:

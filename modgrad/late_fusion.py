@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def late_fusion_logits(
-    features: Mapping[str, Tensor], head: nn.Linear | Mapping[str, nn.Linear]
+    features: Mapping[str, Tensor], head: nn.Linear | Mapping[str, nn.Linear] | nn.ModuleDict
 ) -> dict[str, Tensor]:
     """The share of each modality in the joint logits of a linear head; the shares sum to them.
 
@@ -27,6 +27,8 @@ def late_fusion_logits(
     eq. 8, and the sum fusion of its released code, whose training adds the whole bias to each
     modality where its evaluation adds half; here it is always divided.
     """
+    if isinstance(head, nn.ModuleDict):
+        head = dict(head.items())  # type: ignore[arg-type]
     if isinstance(head, Mapping):
         if set(head) != set(features):
             raise ValueError(f"`head` has {sorted(head)}, allowed: {sorted(features)}")

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from modgrad import ops
 from modgrad.balancers.base import Statistics
@@ -64,7 +65,9 @@ class Meter:
         """The gram of each parameter tensor, and from it those of the modalities."""
         P = len(group)
         gram = ops.group_gram(grads, range(P), P, backend=self.backend)
-        owner = _on_device(tuple(group), gram.device)
+        # not from the cache, where a fake tensor would outlive its mode
+        make = _on_device.__wrapped__ if isinstance(gram, FakeTensor) else _on_device
+        owner = make(tuple(group), gram.device)
         members = owner == torch.arange(self.num_modalities, device=gram.device)[:, None]
         # not index_add, which adds in any order on a GPU, nor a product, where 0 times NaN is NaN
         of_modalities = torch.where(members[:, :, None, None], gram, 0.0).sum(1)

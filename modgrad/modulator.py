@@ -225,10 +225,11 @@ class Modulator:
             if value.numel() != 1 or not value.requires_grad:
                 raise ValueError(f"`losses[{name!r}]` is no scalar that requires a gradient")
         values = [value.reshape(()) for value in values]
-        if not self.enabled:
-            torch.stack(values).sum().backward()
-            return
         self._refresh()
+        if not self.enabled:
+            trained = [p for p in self._held if p.requires_grad]
+            several_losses.backward_of_sum(torch.stack(values).sum(), trained, self.process_group)
+            return
         self._check_observed()
         own, shared = self._trainable()
         if any(map(is_sharded, own.parameters)):

@@ -11,7 +11,7 @@ from modgrad import checks, ops
 from modgrad.late_fusion import late_fusion_logits
 
 Logits = Mapping[str, Tensor] | Tensor
-Head = nn.Linear | Mapping[str, nn.Linear]
+Head = nn.Linear | Mapping[str, nn.Linear] | nn.ModuleDict
 
 # A probability below 1e-8 counts as that: a response's loss is at most 18.42.
 _LEAST_LOG_PROBABILITY = math.log(1e-8)

@@ -17,6 +17,17 @@ from modgrad.records import Decision
 _OF_GRADIENTS = frozenset({"gram", "tensor_gram", "grad_sq_norms", "param_sq_norms"})
 
 
+def backward_of_sum(
+    total: Tensor, parameters: Sequence[nn.Parameter], process_group: ProcessGroup | None
+) -> None:
+    """An ordinary backward, whose gradients are then averaged over the ranks.
+
+    Under ``no_sync`` nobody else does it; where DDP has, the mean of equal values changes nothing.
+    """
+    total.backward()
+    gradients.mean_over_ranks_([p.grad for p in parameters], process_group)
+
+
 def backward(
     losses: Sequence[Tensor],
     own: Assignment,
@@ -36,7 +47,8 @@ def backward(
         decision = decide(known)
         weights = decision.modulation.weights
         if weights.dim() == 1:
-            (weights.to(losses[0].device) * torch.stack(list(losses))).sum().backward()
+            total = (weights.to(losses[0].device) * torch.stack(list(losses))).sum()
+            backward_of_sum(total, [*own.parameters, *shared], process_group)
             return decision
     parameters, group = own
     grads = gradients.per_loss(losses, parameters)

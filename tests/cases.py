@@ -4,18 +4,24 @@ import math
 from typing import Any, NamedTuple
 
 from modgrad.balancers import (
+    AGM,
     DWA,
     MGDA,
     OGM,
+    PMR,
     AlignedMTL,
     Between,
     CAGrad,
     Clipped,
+    ConditionalLearningSpeed,
     Every,
+    FixedLossWeights,
     FixedWeights,
+    GradientBlending,
     GradNorm,
     MMPareto,
     PCGrad,
+    RandomRebalancing,
     Smoothed,
     UncertaintyWeighting,
     UPGrad,
@@ -54,6 +60,7 @@ class Case(NamedTuple):
     modalities: tuple[str, ...] = ("audio", "visual")
     num_losses: int = 1
     loss_per_modality: bool = False  # loss m + 1 is modality m's: permuted with the modalities
+    tensor_scale: list[float] | None = None  # [M]: one tensor a modality
 
 
 def gram_case(balancer, gram, weights, losses=None):
@@ -65,9 +72,64 @@ def mmpareto(gram, weights, gamma=1.5):
     return gram_case(MMPareto(gamma), gram, weights)._replace(loss_per_modality=True)
 
 
+def per_tensor(gram, weights, scale, gamma=1.5):
+    case = mmpareto(gram, weights)._replace(tensor_scale=scale)
+    both = {"gram": gram, "tensor_gram": gram}
+    return case._replace(balancer=MMPareto(gamma, per_tensor=True), statistics=both)
+
+
+def pmr(scores, weights, modalities=("audio", "visual"), **options):
+    return Case(
+        PMR(**options),
+        {"scores": scores},
+        weights,
+        modalities=modalities,
+        num_losses=len(weights),
+        loss_per_modality=True,
+    )
+
+
+FUSION = {"audio": "audio_fusion", "visual": "visual_fusion"}
+BRANCHES = ("audio", "visual", "audio_fusion", "visual_fusion", "squeeze", "head")
+
+
+def speed_case(grads, params, **options):
+    """The first step is regular, of weight 1; later ones are in a file of their own."""
+    return Case(
+        ConditionalLearningSpeed(FUSION, shared="squeeze", **options),
+        {"grad_sq_norms": grads, "param_sq_norms": params},
+        [1.0] * 6,
+        modalities=BRANCHES,
+    )
+
+
+def random_case(weights, seed, **options):
+    return Case(RandomRebalancing(FUSION, seed=seed, **options), {}, weights, modalities=BRANCHES)
+
+
 T = (6 - math.sqrt(6)) / 15  # see "CAGrad conflict"
 
 CASES = {
+    # r = exp(2 (1 - s)) = (e, 1 / e), tau = 1; later steps are in test_balancer_agm.py
+    "AGM": Case(
+        AGM(), {"response_losses": [0.5, 1.5]}, [math.exp(1 - math.e), math.exp(1 - 1 / math.e)]
+    ),
+    # M / (M - 1) (mean - s) = (-1.5, 1.5, 0)
+    "AGM three": Case(
+        AGM(alpha=0.5),
+        {"response_losses": [3.0, 1.0, 2.0]},
+        [math.exp(0.5 - 0.5 * math.exp(-1.5)), math.exp(0.5 - 0.5 * math.exp(1.5)), 1.0],
+        modalities=THREE,
+    ),
+    # r = (e^18, e^-18) = (6.6e7, 1.5e-8)
+    "AGM capped": Case(
+        AGM(alpha=2.0, cap=5.0), {"response_losses": [0.0, 18.0]}, [math.exp(-10), math.exp(2)]
+    ),
+    "AGM zeros": Case(AGM(), {"response_losses": [0.0, 0.0]}, [1.0, 1.0]),
+    "AGM nan": Case(AGM(), {"response_losses": [0.5, math.nan]}, [1.0, 1.0]),
+    "AGM inf": Case(AGM(), {"response_losses": [math.inf, 0.5]}, [1.0, 1.0]),
+    "AGM huge": Case(AGM(), {"response_losses": [3e38, 0.0]}, [math.e, math.exp(-10)]),
+    "AGM alpha zero": Case(AGM(alpha=0.0), {"response_losses": [0.0, 18.0]}, [1.0, 1.0]),
     "OGM": Case(OGM(alpha=0.3), {"scores": [0.8, 0.4]}, [1 - math.tanh(0.6), 1.0]),
     "OGM behind": Case(OGM(alpha=0.8), {"scores": [0.1, 0.3]}, [1.0, 1 - math.tanh(2.4)]),
     "OGM equal": Case(OGM(alpha=0.8), {"scores": [0.5, 0.5]}, [1.0, 1.0]),
@@ -97,6 +159,21 @@ CASES = {
     "FixedWeights": Case(FixedWeights({"visual": 0.25}), {}, [1.0, 0.25]),
     "FixedWeights three": Case(
         FixedWeights({"text": 3.0, "audio": 0.0}), {}, [0.0, 1.0, 3.0], modalities=THREE
+    ),
+    "FixedLossWeights": Case(FixedLossWeights((1.0, 0.0, 2.5)), {}, [1.0, 0.0, 2.5], num_losses=3),
+    # lag = (0.5 / 0.8, 0.8 / 0.5) = (0.625, 1.6)
+    "PMR": pmr([0.8, 0.5], [1.0, 0.0, 0.6]),
+    "PMR far behind": pmr([0.1, 0.3], [1.0, 2.0, 0.0], alpha=2.0),
+    "PMR equal": pmr([0.5, 0.5], [1.0, 0.0, 0.0, 0.0, 0.0], entropy=0.1),
+    "PMR zero": pmr([0.5, 0.0], [1.0, 0.0, 1.0]),
+    "PMR zeros": pmr([0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0], entropy=0.1),
+    "PMR nan": pmr([0.5, math.nan], [1.0, 0.0, 0.0, 0.0, 0.0], entropy=0.1),
+    "PMR inf": pmr([math.inf, 0.5], [1.0, 0.0, 1.0]),
+    "PMR entropy": pmr([0.8, 0.5], [1.0, 0.0, 0.3, -0.1, 0.0], alpha=0.5, entropy=0.1),
+    "PMR no epoch": pmr([0.8, 0.5], [1.0, 0.0, 0.6, 0.0, 0.0], entropy=0.1, entropy_epochs=0),
+    # lag = ((1/2 + 1/4) / 2, (2 + 1/2) / 2, (4 + 2) / 2) = (0.375, 1.25, 3)
+    "PMR three": pmr(
+        [0.8, 0.4, 0.2], [1.0, 0.0, 0.125, 0.5, -0.1, 0.0, 0.0], THREE, alpha=0.5, entropy=0.1
     ),
     "MMPareto agree": mmpareto([AGREE_AND_ZERO, AGREE_APART], [[1.5, 1.5, 1.0], [1.5, 1.0, 1.5]]),
     # k0 = (2 + 2) / (2 + 4 + 4) = 0.4, h = 0.8 (2, 0) + 1.2 (-1, 1) = (0.4, 1.2), |h|^2 = 1.6,
@@ -130,6 +207,21 @@ CASES = {
         [[1.5, 1.5, 1.0], [1.5, 1.0, 1.5]],
     ),
     "MMPareto nan": mmpareto([NAN_THREE, AGREE_APART], [[1.0, 1.0, 1.0], [1.5, 1.0, 1.5]]),
+    # as above, lambda apart; tensors of their own are in test_balancer_mmpareto.py
+    "MMPareto per tensor": per_tensor(
+        [CONFLICT_AND_ZERO, AGREE_APART],
+        [[1.2, 1.8, 1.0], [1.5, 1.0, 1.5]],
+        [math.sqrt(1.25), 1.0],
+    ),
+    "MMPareto per tensor opposed": per_tensor(
+        [[[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0] * 3], [[0.0] * 3] * 3],
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]],
+        [1.0, 1.0],
+        gamma=1.0,
+    ),
+    "MMPareto per tensor nan": per_tensor(
+        [NAN_THREE, CONFLICT_APART], [[1.0, 1.0, 1.0], [1.2, 1.0, 1.8]], [1.0, math.sqrt(1.25)]
+    ),
     # p_0 = g_0 + 2/2 g_1, p_1 = g_1 + 2/4 g_0
     "PCGrad": gram_case(PCGrad(), [CONFLICT, AGREE], [[1.5, 2.0], [1.0, 1.0]]),
     # p_0 = g_0 + g_1 = 0 = p_1
@@ -217,6 +309,31 @@ CASES = {
     "UncertaintyWeighting inf": Case(
         UncertaintyWeighting(), {"losses": [math.inf, 0.5]}, [1.0, 1.0], num_losses=2
     ),
+    "GradientBlending": Case(GradientBlending(), {}, [1 / 3] * 3, num_losses=3),
+    "GradientBlending mapping": Case(
+        GradientBlending({"visual": 0.5, "joint": 0.25, "audio": 0.0}),
+        {},
+        [0.25, 0.0, 0.5],
+        num_losses=3,
+        loss_per_modality=True,
+    ),
+    "GradientBlending sequence": Case(
+        GradientBlending((0.4, 0.3, 0.2, 0.1)),
+        {},
+        [0.4, 0.3, 0.2, 0.1],
+        modalities=THREE,
+        num_losses=4,
+    ),
+    "ConditionalLearningSpeed": speed_case([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0] * 6),
+    "ConditionalLearningSpeed freeze": speed_case([1.0] * 6, [2.0] * 6, remedy="freeze"),
+    "ConditionalLearningSpeed zeros": speed_case([0.0] * 6, [0.0] * 6, remedy="freeze"),
+    "ConditionalLearningSpeed inf": speed_case([math.inf] * 6, [1.0] * 6, remedy="freeze"),
+    "ConditionalLearningSpeed nan": speed_case([math.nan] * 6, [1.0] * 6, remedy="freeze"),
+    # seed 0 begins with a regular step, 1 with audio, 5 with visual
+    "RandomRebalancing": random_case([1.0] * 6, seed=5),
+    "RandomRebalancing regular": random_case([1.0] * 6, seed=0, remedy="freeze"),
+    "RandomRebalancing audio": random_case([1.0, 0.0, 1.0, 0.0, 1.0, 1.0], 1, remedy="freeze"),
+    "RandomRebalancing visual": random_case([0.0, 1.0, 0.0, 1.0, 1.0, 1.0], 5, remedy="freeze"),
     "Between": Case(
         Between(OGM(alpha=0.3, noise=1.0), stop=5),
         {"scores": [0.8, 0.4]},
@@ -241,11 +358,22 @@ CASES = {
 }
 
 BAD = [
+    (lambda: AGM(alpha=-1.0), ValueError, "`alpha` is -1.0, allowed: finite and >= 0"),
+    (lambda: AGM(alpha=math.nan), ValueError, "`alpha` is nan"),
+    (lambda: AGM(alpha="1"), TypeError, "`alpha` is str, allowed: a number"),
+    (lambda: AGM(cap=0.0), ValueError, "`cap` is 0.0, allowed: finite and > 0"),
+    (lambda: AGM(cap=math.inf), ValueError, "`cap` is inf"),
+    (lambda: AGM(alpha=9.0), ValueError, "`alpha` times `cap` is 90.0, allowed: at most 88"),
     (lambda: OGM(alpha=math.nan), ValueError, "`alpha` is nan, allowed: finite and >= 0"),
     (lambda: OGM(alpha=-1), ValueError, "`alpha` is -1"),
     (lambda: OGM(noise=math.inf), ValueError, "`noise` is inf"),
     (lambda: OGM(alpha="1"), TypeError, "`alpha` is str"),
     (lambda: OGM(form="smooth"), ValueError, "`form` is 'smooth', allowed: 'jump', 'continuous'"),
+    (lambda: PMR(alpha=-1.0), ValueError, "`alpha` is -1.0, allowed: finite and >= 0"),
+    (lambda: PMR(entropy=math.nan), ValueError, "`entropy` is nan"),
+    (lambda: PMR(entropy_epochs=-1), ValueError, "`entropy_epochs` is -1, allowed: >= 0, or None"),
+    (lambda: FixedLossWeights((1.0,)), ValueError, r"`weights` is \(1.0,\), allowed: at least two"),
+    (lambda: FixedLossWeights((1.0, -1.0)), ValueError, r"`weights\[1\]` is -1.0"),
     (lambda: MMPareto(0.0), ValueError, "`gamma` is 0.0, allowed: finite and > 0"),
     (lambda: MMPareto(math.nan), ValueError, "`gamma` is nan"),
     (lambda: CAGrad(1.0), ValueError, r"`c` is 1.0, allowed: \[0, 1\)"),
@@ -255,6 +383,38 @@ BAD = [
     (lambda: DWA(0.0), ValueError, "`temperature` is 0.0, allowed: finite and > 0"),
     (lambda: DWA(math.inf), ValueError, "`temperature` is inf"),
     (lambda: UncertaintyWeighting(-1), ValueError, "`lr` is -1, allowed: finite and > 0"),
+    (lambda: ConditionalLearningSpeed({"audio": "a"}), ValueError, r"`fusion` has \['audio'\]"),
+    (
+        lambda: ConditionalLearningSpeed({"audio": "f", "visual": "f"}),
+        ValueError,
+        r"`fusion` names \['audio', 'visual', 'f', 'f'\], allowed: different groups",
+    ),
+    (
+        lambda: ConditionalLearningSpeed(FUSION, shared="audio"),
+        ValueError,
+        "`shared` is 'audio', allowed: a group not in `fusion`",
+    ),
+    (
+        lambda: ConditionalLearningSpeed(FUSION, remedy="stop"),
+        ValueError,
+        "`remedy` is 'stop', allowed: 'gates', 'freeze'",
+    ),
+    (
+        lambda: ConditionalLearningSpeed(FUSION, tolerance=math.nan),
+        ValueError,
+        "`tolerance` is nan, allowed: finite and >= 0",
+    ),
+    (lambda: ConditionalLearningSpeed(FUSION, window=0), ValueError, "`window` is 0"),
+    (lambda: ConditionalLearningSpeed(FUSION, warm_up=-1), ValueError, "`warm_up` is -1"),
+    (lambda: ConditionalLearningSpeed(FUSION, decay=0.0), ValueError, r"`decay` is 0.0.*\(0, 1\]"),
+    (lambda: RandomRebalancing(FUSION, seed=-1), ValueError, r"`seed` is -1, allowed: \[0, 2\^63"),
+    (lambda: GradientBlending((1.0, -1.0, 1.0)), ValueError, r"`weights\[1\]` is -1.0, allowed"),
+    (
+        lambda: GradientBlending({"joint": math.inf}),
+        ValueError,
+        r"`weights\['joint'\]` is inf, allowed: finite and >= 0",
+    ),
+    (lambda: GradientBlending([0.0, 0.0]), ValueError, r"is \[0.0, 0.0\], allowed: at least one"),
     (lambda: FixedWeights({"audio": -1.0}), ValueError, r"`weights\['audio'\]` is -1.0"),
     (lambda: FixedWeights({"audio": math.nan}), ValueError, r"`weights\['audio'\]` is nan"),
     (lambda: Between(OGM(), 3, 3), ValueError, "`stop` is 3, allowed: > `start` = 3"),

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modgrad import MMTM
+
 WIDTHS = {"audio": 5, "visual": 7, "text": 3}
 
 
@@ -26,6 +28,25 @@ class LateFusion(nn.Module):
 
     def specs(self):
         return {m: f"encoders.{m}" for m in self.encoders}
+
+
+class CrossModal(nn.Module):
+    """A branch and a classifier per modality, and an MMTM between them."""
+
+    def __init__(self, modalities=("audio", "visual"), classes=4):
+        super().__init__()
+        self.branches = nn.ModuleDict({m: nn.Linear(WIDTHS[m], 8) for m in modalities})
+        self.mmtm = MMTM(dict.fromkeys(modalities, 8))
+        self.heads = nn.ModuleDict({m: nn.Linear(8, classes) for m in modalities})
+
+    def forward(self, inputs, branch=None):
+        features = {m: layer(inputs[m]).tanh() for m, layer in self.branches.items()}
+        return {m: self.heads[m](x) for m, x in self.mmtm(features, branch).items()}
+
+    def specs(self):
+        own = {m: [f"branches.{m}", f"heads.{m}"] for m in self.branches}
+        fusion = {f"{m}_fusion": f"mmtm.excite.{m}" for m in self.branches}
+        return own | fusion | {"squeeze": "mmtm.squeeze"}
 
 
 def batch(modalities, size=9, classes=4, device="cpu", dtype=torch.float32):

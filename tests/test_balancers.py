@@ -48,6 +48,11 @@ def test_every_balancer_has_a_row():
 def test_values_by_hand(case):
     modulation, _ = case.balancer.update(statistics(case), start(case))
     torch.testing.assert_close(weights(modulation, case), torch.tensor(case.weights))
+    scale = modulation.tensor_scale
+    if case.tensor_scale is None:
+        assert scale is None
+    else:
+        torch.testing.assert_close(scale, torch.tensor(case.tensor_scale))
     if case.noise is None:
         assert modulation.noise is None
     else:
@@ -89,12 +94,15 @@ def test_update_is_pure(case):
 @ROWS
 def test_permuting_modalities_permutes_weights(case):
     order = list(reversed(range(len(case.modalities))))
-    losses = [0, *(i + 1 for i in order)] if case.loss_per_modality else range(case.num_losses)
+    M, K = len(order), case.num_losses
+    losses = list(range(K))
+    if case.loss_per_modality:
+        losses = [0, *(i + first for first in range(1, K, M) for i in order)]
 
     def permute(name, v):
         if name == "losses":
             return [v[k] for k in losses]
-        if name == "gram":
+        if name in ("gram", "tensor_gram"):
             return [[[v[i][k][j] for j in losses] for k in losses] for i in order]
         return [v[i] for i in order]
 
@@ -105,9 +113,13 @@ def test_permuting_modalities_permutes_weights(case):
     plain, _ = case.balancer.update(statistics(case), start(case))
     other, _ = case.balancer.update(statistics(permuted), start(permuted))
     expected = weights(plain, case)
-    if plain.weights.dim() == 2:  # whole losses have no modality
+    if plain.weights.dim() == 1:  # whole losses
+        expected = expected[losses]
+    else:
         expected = expected[order] if expected.dim() == 1 else expected[order][:, losses]
     torch.testing.assert_close(weights(other, permuted), expected)
+    if plain.tensor_scale is not None:
+        torch.testing.assert_close(other.tensor_scale, plain.tensor_scale[order])
 
 
 @ROWS
@@ -122,7 +134,7 @@ def perturbed(measured, generator):
     """Other statistics of the same kind; a gram stays one of real gradients."""
 
     def change(name, value):
-        if name == "gram":
+        if name in ("gram", "tensor_gram"):
             root = torch.randn(value.shape, generator=generator, dtype=value.dtype)
             return root @ root.transpose(1, 2)
         return torch.rand(value.shape, generator=generator, dtype=value.dtype) + 0.01

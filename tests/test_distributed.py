@@ -16,7 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modgrad import (
     OGM,
+    BlendEstimator,
+    FixedLossWeights,
     FixedWeights,
+    GradientBlending,
     Modalities,
     ModulatedOptimizer,
     attach,
@@ -129,18 +132,20 @@ def train_sharded(rank, folder):
     leave()
 
 
-def train_several_losses(rank, folder):
+def train_several_losses(rank, folder, form):
     join(rank, folder)
     torch.manual_seed(0)
     net = networks.LateFusion()
     model = DistributedDataParallel(net)
+    whole = form != "gradients"
     optimizer = ModulatedOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1),
         Modalities(net, **net.specs()),
-        FixedWeights({"audio": 0.5}),
+        FixedLossWeights((1.0, 0.5, 2.0)) if whole else FixedWeights({"audio": 0.5}),
         losses=("joint", *TWO),
-        record=["gram"],
+        record=["losses" if whole else "gram"],
     )
+    optimizer.modulator.enabled = form != "disabled"
     torch.manual_seed(100 + rank)
     for _ in range(3):
         inputs, targets = networks.batch(TWO)
@@ -152,20 +157,62 @@ def train_several_losses(rank, folder):
             optimizer.backward({"joint": F.cross_entropy(output, targets), **losses})
         optimizer.step()
     last = optimizer.modulator.last
+    measured = {} if last is None else {"gram": last.gram, "losses": last.losses}
     parameters = [p.detach() for p in net.parameters()]
-    torch.save(
-        {"parameters": parameters, "gram": last.gram, "losses": last.losses}, f"{folder}/{rank}.pt"
-    )
+    torch.save({"parameters": parameters, "measured": measured}, f"{folder}/{rank}.pt")
     leave()
 
 
-def test_replicas_stay_equal_with_several_losses(tmp_path):
-    run(train_several_losses, tmp_path)
+@pytest.mark.parametrize("form", ["gradients", "whole losses", "disabled"])
+def test_replicas_stay_equal_with_several_losses(tmp_path, form):
+    run(train_several_losses, tmp_path, form)
     a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for p, q in zip(a["parameters"], b["parameters"], strict=True):
         assert torch.equal(p, q)
-    assert torch.equal(a["gram"], b["gram"])
-    assert torch.equal(a["losses"], b["losses"])
+    for name, value in a["measured"].items():
+        assert value is None or torch.equal(value, b["measured"][name])
+
+
+def estimate_blending(rank, folder):
+    join(rank, folder)
+    torch.manual_seed(0)
+    net = networks.LateFusion()
+    model = DistributedDataParallel(net)
+    optimizer = ModulatedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        Modalities(net, **net.specs()),
+        GradientBlending(),
+        losses=("joint", *TWO),
+    )
+    start = copy.deepcopy(net.state_dict())
+    torch.manual_seed(100 + rank)
+    batches = [networks.batch(TWO, size=4 + 5 * rank) for _ in range(5)]
+    trained = []
+
+    def losses(model, batch):
+        trained.append([p.detach().clone() for p in net.parameters()])
+        inputs, targets = batch
+        features, output = model(inputs)
+        logits = {"joint": output, **late_fusion_logits(features, net.head)}
+        return {name: F.cross_entropy(z, targets) for name, z in logits.items()}
+
+    estimator = BlendEstimator(
+        model, optimizer, losses, batches[:3], batches[3:], epochs=2, progress=False
+    )
+    found = estimator.estimate()
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, start[name])
+    torch.save({"found": found._asdict(), "trained": trained}, f"{folder}/{rank}.pt")
+    leave()
+
+
+def test_ranks_agree_on_an_estimate_of_gradient_blending(tmp_path):
+    run(estimate_blending, tmp_path)
+    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert a["found"] == b["found"]
+    for before, after in zip(a["trained"], b["trained"], strict=True):
+        for p, q in zip(before, after, strict=True):
+            assert torch.equal(p, q)
 
 
 def test_gradients_sharded_by_fsdp2(tmp_path):

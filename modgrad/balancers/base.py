@@ -5,7 +5,7 @@ Shape letters: M modalities, K losses.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,8 +62,10 @@ class Modulation(NamedTuple):
 class Balancer(Protocol[StateT]):
     """A balancing method: frozen, no parameters or modules, never reads a value on the host."""
 
-    needs: ClassVar[frozenset[str]]
-    """The fields of ``Statistics`` that ``update`` reads, out of ``MEASURED``."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """The fields of ``Statistics`` that ``update`` reads, out of ``MEASURED``; a constant of
+        the class, or a property of the wrapped balancer or the hyperparameters."""
 
     def init(self, modalities: tuple[str, ...], num_losses: int, device: torch.device) -> StateT:
         """The state before the first step: a NamedTuple of tensors, or of such tuples."""

@@ -1,7 +1,7 @@
-"""Fixed weights per modality: the baseline, and a learning rate of its own for each encoder."""
+"""Fixed weights, per modality or per loss: the baselines, and a learning rate per encoder."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -48,3 +48,45 @@ class FixedWeights:
         self, statistics: Statistics, state: FixedWeightsState
     ) -> tuple[Modulation, FixedWeightsState]:
         return Modulation(state.weights[:, None]), state
+
+
+class FixedLossWeightsState(NamedTuple):
+    weights: Tensor  # [K]
+
+
+@dataclass(frozen=True)
+class FixedLossWeights:
+    """``weights[k]`` for each loss, in the order of ``losses``: a weighted sum of the losses.
+
+    Unimodal losses of equal or hand-tuned weights beside the joint one: the baseline for every
+    method on several losses. The weights are of whole losses, for shared parameters too.
+
+    Raises:
+        ValueError: fewer than two weights, or one that is negative or not finite; in ``init``,
+            another number of losses.
+    """
+
+    weights: Sequence[float]
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if len(self.weights) < 2:
+            raise ValueError(f"`weights` is {self.weights}, allowed: at least two numbers")
+        for k, weight in enumerate(self.weights):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"`weights[{k}]` is {weight}, allowed: finite and >= 0")
+
+    def init(
+        self, modalities: tuple[str, ...], num_losses: int, device: torch.device
+    ) -> FixedLossWeightsState:
+        if num_losses != len(self.weights):
+            raise ValueError(
+                f"`weights` has {len(self.weights)} numbers, allowed: {num_losses}, one a loss"
+            )
+        values = [float(weight) for weight in self.weights]
+        return FixedLossWeightsState(torch.tensor(values, device=device))
+
+    def update(
+        self, statistics: Statistics, state: FixedLossWeightsState
+    ) -> tuple[Modulation, FixedLossWeightsState]:
+        return Modulation(state.weights), state

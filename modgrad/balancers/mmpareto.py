@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from modgrad.balancers.base import Modulation, NoState, Statistics
-from modgrad.balancers.gram import or_plain
+from modgrad.balancers.gram import is_finite, or_plain
 
 OPPOSED = 1e-8  # |h|^2 / (|g|^2 + |u|^2): a shorter h is rounding, and lambda would be over 1e4
 
@@ -30,14 +30,20 @@ class MMPareto:
 
     Args:
         gamma: scale of the encoders' gradients, > 0; the paper's 1.5 acts on agreeing ones too.
+        per_tensor: a lambda of each parameter tensor, from g, u and h in that tensor, as in the
+            released code, instead of one of the encoder; k is the encoder's in both.
 
     Source: Wei and Hu, MMPareto: Boosting Multimodal Learning with Innocent Unimodal Assistance,
-    ICML 2024. The released code has k in [0.001, 0.999] and one lambda per parameter tensor; here
-    k reaches 0 and 1, and lambda is the encoder's, as are cosine and k there too.
+    ICML 2024. The released code puts 0.001 and 0.999 for a k of 0 and 1, which gradients that
+    conflict do not reach.
     """
 
     gamma: float = 1.5
-    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+    per_tensor: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"gram", "tensor_gram"} if self.per_tensor else {"gram"})
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gamma) and self.gamma > 0):
@@ -54,15 +60,36 @@ class MMPareto:
     def update(self, statistics: Statistics, state: NoState) -> tuple[Modulation, NoState]:
         assert statistics.gram is not None
         gram = statistics.gram
-        own = gram[:, :, 1:].diagonal(dim1=0, dim2=2)  # [K, M]: <g_k, u> in encoder m
-        gg, gu, uu = gram[:, 0, 0], own[0], own[1:].diagonal()
+        encoder = torch.arange(len(gram), device=gram.device)
+        gg, gu, uu = _products(gram, encoder)
         agree = (gu > 0) | (gg <= 0) | (uu <= 0)
         k0 = torch.where(agree, 0.5, ((uu - gu) / (gg - 2 * gu + uu)).clamp(0, 1))
-        k1 = 1 - k0
-        sum_sq = gg + 2 * gu + uu
-        h_sq = 4 * (k0 * k0 * gg + 2 * k0 * k1 * gu + k1 * k1 * uu)
-        ratio = torch.where(h_sq > OPPOSED * (gg + uu), sum_sq / h_sq, 1.0)
-        scale = 2 * self.gamma * ratio.clamp(min=1).sqrt()  # [M]
-        weights = torch.diag_embed(scale * k1 - 1) + 1  # [M, M]
-        weights = torch.cat([(scale * k0)[:, None], weights], 1)
-        return Modulation(or_plain(weights, gram)), state
+        scale = torch.full_like(k0, 2 * self.gamma)
+        if not self.per_tensor:
+            scale = scale * _lambda(gram, encoder, k0)
+        weights = torch.diag_embed(scale * (1 - k0) - 1) + 1  # [M, M]
+        weights = or_plain(torch.cat([(scale * k0)[:, None], weights], 1), gram)
+        if not self.per_tensor:
+            return Modulation(weights), state
+        assert statistics.tensor_gram is not None
+        assert statistics.tensor_group is not None
+        owner = statistics.tensor_group
+        each = _lambda(statistics.tensor_gram, owner, k0[owner])
+        each = torch.where(is_finite(gram)[owner], each, 1.0).float()
+        return Modulation(weights, tensor_scale=each), state
+
+
+def _products(gram: Tensor, encoder: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """<g, g>, <g, u>, <u, u> from the gram of each encoder or tensor; ``encoder`` says whose."""
+    u = encoder[:, None] + 1
+    own = gram.diagonal(dim1=1, dim2=2).gather(1, u)
+    return gram[:, 0, 0], gram[:, 0].gather(1, u).squeeze(1), own.squeeze(1)
+
+
+def _lambda(gram: Tensor, encoder: Tensor, k0: Tensor) -> Tensor:
+    """``max(1, |g + u| / |h|)``"""
+    gg, gu, uu = _products(gram, encoder)
+    k1 = 1 - k0
+    h_sq = 4 * (k0 * k0 * gg + 2 * k0 * k1 * gu + k1 * k1 * uu)
+    ratio = torch.where(h_sq > OPPOSED * (gg + uu), (gg + 2 * gu + uu) / h_sq, 1.0)
+    return ratio.clamp(min=1).sqrt()

@@ -10,16 +10,18 @@ import modgrad
 WIDTHS = (16, 32, 64)
 CLASSES = 10
 MODALITIES = ("audio", "visual")
+FIRST_STRIDE = {"audio": 2, "visual": 1}
+
+
+def block(channels: int, width: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
 
 
 def encoder(first_stride: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    channels, stride = 1, first_stride
-    for width in WIDTHS:
-        convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
-        channels, stride = width, 2
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    channels, strides = (1, *WIDTHS), (first_stride, 2, 2)
+    blocks = map(block, channels, WIDTHS, strides)
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Network(nn.Module):
@@ -27,11 +29,12 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.audio = encoder(first_stride=2)
-        self.visual = encoder(first_stride=1)
+        self.audio = encoder(FIRST_STRIDE["audio"])
+        self.visual = encoder(FIRST_STRIDE["visual"])
         self.head = nn.Linear(2 * WIDTHS[-1], CLASSES)
 
     def modalities(self) -> modgrad.Modalities:
+        """The head belongs to none."""
         return modgrad.Modalities(self, audio=self.audio, visual=self.visual)
 
     def features(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

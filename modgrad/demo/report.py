@@ -4,6 +4,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from modgrad.demo.cross_modal import CrossModalNetwork
 from modgrad.demo.methods import ALONE, BALANCED, PLAIN
 from modgrad.demo.results import Results, Spread
 from modgrad.demo.summary import sentence
@@ -50,7 +51,7 @@ def _cell(value: Spread) -> str:
 
 def _caption(results: Results) -> str:
     options = results.options
-    definitions = [f"{name}: {BALANCED[name].balancer}" for name in options.balancers]
+    definitions = [_definition(name) for name in options.balancers]
     spread = ["±: standard deviation over the seeds"] if options.seeds > 1 else []
     rounds = results.timings[PLAIN].rounds
     return "\n".join(
@@ -63,6 +64,14 @@ def _caption(results: Results) -> str:
             "overhead: median ratio to a plain step, measured side by side",
         ]
     )
+
+
+def _definition(name: str) -> str:
+    method = BALANCED[name]
+    if method.network is not CrossModalNetwork:
+        return f"{name}: {method.balancer}"
+    how = "trained plainly" if method.balancer is None else f"with {method.balancer}"
+    return f"{name}: another network, whose branches gate each other, {how}"
 
 
 def _plural(count: int, noun: str) -> str:

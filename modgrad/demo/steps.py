@@ -62,5 +62,47 @@ def several(
 
 
 def unimodal_losses(network: Any, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
+    """Joint and unimodal cross entropies, from one forward pass."""
     outputs = network.outputs(inputs)
     return {name: F.cross_entropy(logits, targets) for name, logits in outputs.items()}
+
+
+def responses(
+    network: Any, optimizer: modgrad.ModulatedOptimizer, inputs: Inputs, targets: Tensor
+) -> Tensor:
+    """The joint loss, with each modality's Shapley share of the logits scaled in backward."""
+    features = network.features(inputs)
+    network.eval()
+    absent = network.features({name: torch.zeros_like(x[:1]) for name, x in inputs.items()})
+    network.train()
+    shares = modgrad.late_fusion_responses(features, network.head, absent)
+    scaled = optimizer.modulator.scale_backward(shares)
+    loss = F.cross_entropy(torch.stack(list(scaled.values())).sum(0), targets)
+    optimizer.observe(responses=shares, targets=targets)
+    loss.backward()
+    return _finish(optimizer, loss)
+
+
+def prototypical(
+    network: Any, optimizer: modgrad.ModulatedOptimizer, inputs: Inputs, targets: Tensor
+) -> Tensor:
+    """The joint loss and one of each modality's distances to its class prototypes."""
+    output, features = network(inputs)
+    found = network.prototypes(features, targets)
+    losses = {"joint": F.cross_entropy(output, targets), **found.losses}
+    optimizer.observe(scores=found.scores)
+    optimizer.backward(losses)
+    return _finish(optimizer, losses["joint"])
+
+
+def cross_modal(
+    network: Any, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor
+) -> Tensor:
+    """The sum of the branches' losses; the balancer says which branch is to stand alone."""
+    branch = None
+    if isinstance(optimizer, modgrad.ModulatedOptimizer):
+        branch = optimizer.modulator.state.branch
+    logits = network(inputs, branch)
+    loss = torch.stack([F.cross_entropy(x, targets) for x in logits.values()]).sum()
+    loss.backward()
+    return _finish(optimizer, loss)

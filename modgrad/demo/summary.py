@@ -32,7 +32,7 @@ def sentence(accuracy: Accuracy, balancers: Sequence[str]) -> str:
         named = balancers if len(balancers) <= MANY else _best(accuracy, balancers)
         effects = [f"{name} {_effect(accuracy, name, modality)}" for name in named]
         if len(named) < len(balancers):
-            text += f". Of {len(balancers)} balancers, the best three jointly: {effects.pop(0)}"
+            text += f". Of {len(balancers)} methods, the best three jointly: {effects.pop(0)}"
         text = "; ".join([text, *effects])
     single = plain.std is None
     return text + (" (one seed only: such differences may be chance)." if single else ".")
