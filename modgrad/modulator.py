@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import is_
 from typing import Any, Literal
 
 import torch
@@ -92,6 +93,7 @@ class Modulator:
         self._optimizer = optimizer
         self._held: list[nn.Parameter] = []
         self._assignment = Assignment([], [])
+        self._places: list[int] = []  # of its parameters among those held
         self._refresh()
         device = self._assignment.parameters[0].device
         select(device, backend)  # an unusable backend is an error here, not in the first step
@@ -111,10 +113,10 @@ class Modulator:
     def _refresh(self) -> None:
         """Look the parameters up again where the optimizer's are other tensors than before."""
         held = [p for group in self._optimizer.param_groups for p in group["params"]]
-        if len(held) != len(self._held) or any(
-            a is not b for a, b in zip(held, self._held, strict=True)
-        ):
+        if len(held) != len(self._held) or not all(map(is_, held, self._held)):
             self._assignment = self.modalities.assign(held)
+            place = {id(p): i for i, p in enumerate(held)}
+            self._places = [place[id(p)] for p in self._assignment.parameters]
             self._held = held
             if not self._assignment.parameters:
                 raise ValueError("the optimizer holds no parameter of any modality")
@@ -139,14 +141,28 @@ class Modulator:
             self._observed = self._decided = None
 
     @property
-    def assignment(self) -> Assignment:
-        """The parameters of modalities that the optimizer holds now, and whose each is."""
+    def held(self) -> list[nn.Parameter]:
+        """The optimizer's parameters now; the same list until one is replaced."""
         self._refresh()
-        return self._assignment
+        return self._held
+
+    @property
+    def owner(self) -> list[int]:
+        """Of each of those, the index of its modality, -1 for shared."""
+        self._refresh()
+        owner = [-1] * len(self._held)
+        for i, g in zip(self._places, self._assignment.group, strict=True):
+            owner[i] = g
+        return owner
+
+    @property
+    def acts_in_backward(self) -> bool:
+        """Whether gradients come with their weights: at the boundary, and of several losses."""
+        return self.at == "boundary" or self._takes_losses
 
     @contextmanager
     def folded(self) -> Iterator[None]:
-        """While an update with the weights folded in runs: the step's hook leaves gradients be."""
+        """While a step decides for itself and folds the weights in: its pre-hook does nothing."""
         self._folded = True
         try:
             yield
@@ -259,31 +275,31 @@ class Modulator:
                 step; several losses are named and ``backward`` was not called; weights are applied
                 at the boundary and ``scale_backward`` was not called.
         """
-        pending = None if self._folded else self.decide()
+        if self._folded:
+            return
+        grads = [p.grad for p in self.held]
+        pending = self.decide(grads)
         if pending is None:
             return
         if not pending.applied:
             noise, weights = pending.decision.modulation.noise, pending.decision.weights[:, 0]
-            ops.modulate_(
-                pending.grads, pending.group, weights, noise, pending.seed, backend=self.backend
-            )
+            _, own, group = self._present(grads)
+            ops.modulate_(local(own), group, weights, noise, pending.seed, backend=self.backend)
         self.commit(pending)
 
     @torch.no_grad()
-    def decide(self) -> Pending | None:
+    def decide(self, grads: Sequence[Tensor | None]) -> Pending | None:
         """Measure, and ask the balancer; None where gradients are to be used as they are.
 
         Nothing changes until ``commit``. Raises what ``modulate`` does.
+
+        Args:
+            grads: those of ``held``.
         """
-        if not self.enabled:
+        if not self.enabled or all(grads[i] is None for i in self._places):
             return None
-        self._refresh()
-        pairs = zip(*self._assignment, strict=True)
-        present = [(p, p.grad, g) for p, g in pairs if p.grad is not None]
-        if not present:
-            return None
-        self._follow(present[0][0].device)
-        if self._decided is None and _learning_rate_is_zero(self._optimizer) and self._unprepared():
+        self._follow(self._assignment.parameters[0].device)
+        if self._decided is None and self._unprepared() and _learning_rate_is_zero(self._optimizer):
             return None  # how torch.distributed.checkpoint makes an optimizer create its state
         self._check_observed()
         if self.at == "boundary" and not self._boundary_used:
@@ -292,10 +308,21 @@ class Modulator:
             raise RuntimeError(
                 f"call backward({{…}}) with {list(self.losses)}, not loss.backward()"
             )
-        parameters, held, group = (list(column) for column in zip(*present, strict=True))
         if self._decided is not None:
-            return Pending(self._decided, parameters, held, group, applied=True)
-        return self._measured(parameters, held, group)
+            return Pending(self._decided, applied=True)
+        return self._measured(grads)
+
+    def _present(
+        self, grads: Sequence[Tensor | None]
+    ) -> tuple[list[nn.Parameter], list[Tensor], list[int]]:
+        """The parameters of modalities that have a gradient, it, and whose each is."""
+        of_own = zip(*self._assignment, (grads[i] for i in self._places), strict=True)
+        present = [(p, grad, g) for p, g, grad in of_own if grad is not None]
+        return (
+            [p for p, _, _ in present],
+            [grad for _, grad, _ in present],
+            [g for *_, g in present],
+        )
 
     def _unprepared(self) -> bool:
         return self._takes_losses or (bool(self._observed_names) and self._observed is None)
@@ -307,24 +334,22 @@ class Modulator:
                 " call observe(...) between forward and step(), every step"
             )
 
-    def _measured(
-        self, parameters: list[nn.Parameter], held: list[Tensor], group: list[int]
-    ) -> Pending:
+    def _measured(self, grads: Sequence[Tensor | None]) -> Pending:
         """A decision from the gradients of the one loss."""
-        grads, sharded = local(held), any(map(is_sharded, held))
-        if sharded and not self._meter.names <= OBSERVED:
-            raise NotImplementedError(f"{sorted(self._meter.names)} of sharded gradients (DTensor)")
-        # set by GradScaler on fused optimizers
-        scale = getattr(self._optimizer, "grad_scale", None)
-        decision = self._decide(
-            self._meter.of_gradients(self._known(), parameters, grads, group, scale)
-        )
-        seed = None
+        known, late = self._known(), self._meter.names - OBSERVED
+        if late:
+            parameters, own, group = self._present(grads)
+            if any(map(is_sharded, own)):
+                raise NotImplementedError(f"{sorted(late)} of sharded gradients (DTensor)")
+            # set by GradScaler on fused optimizers
+            scale = getattr(self._optimizer, "grad_scale", None)
+            known = self._meter.of_gradients(known, parameters, own, group, scale)
+        decision, seed = self._decide(known), None
         if decision.modulation.noise is not None:
-            if sharded:
+            if any(map(is_sharded, self._present(grads)[1])):
                 raise NotImplementedError("GE noise on sharded gradients (DTensor)")
             seed = self._seed + self._step * _SEED_STRIDE
-        return Pending(decision, parameters, grads, group, seed)
+        return Pending(decision, seed)
 
     def _known(self, batch: Observed | None = None) -> Statistics:
         """What is known without gradients: of this batch, or of all since the last step."""

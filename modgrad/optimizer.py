@@ -9,11 +9,12 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from modgrad.balancers.base import Balancer
-from modgrad.fused import FusedStep, why_not
+from modgrad.fused import FusedStep
 from modgrad.modalities import Modalities
 from modgrad.modulator import Modulator
 from modgrad.observation import Observation
 from modgrad.records import Options
+from modgrad.update_parts import why_not
 from modgrad.updates import Apply
 
 
@@ -94,7 +95,10 @@ def _delegate(name: str) -> Any:
     def put(self: "ModulatedOptimizer", value: Any) -> None:
         setattr(self.optimizer, name, value)
 
-    return property(get, put)
+    def remove(self: "ModulatedOptimizer") -> None:
+        delattr(self.optimizer, name)
+
+    return property(get, put, remove)
 
 
 class ModulatedOptimizer(Optimizer):
@@ -120,6 +124,8 @@ class ModulatedOptimizer(Optimizer):
     _optimizer_state_dict_post_hooks = _delegate("_optimizer_state_dict_post_hooks")
     _optimizer_load_state_dict_pre_hooks = _delegate("_optimizer_load_state_dict_pre_hooks")
     _optimizer_load_state_dict_post_hooks = _delegate("_optimizer_load_state_dict_post_hooks")
+    grad_scale = _delegate("grad_scale")  # set and deleted by GradScaler
+    found_inf = _delegate("found_inf")
 
     def __init__(
         self,
@@ -135,16 +141,21 @@ class ModulatedOptimizer(Optimizer):
             raise TypeError(f"`optimizer` is {type(optimizer).__name__}, allowed: an Optimizer")
         if apply not in ("gradient", "update"):
             raise ValueError(f"`apply` is {apply!r}, allowed: 'gradient', 'update'")
-        if apply == "update" and fused is None:
-            fused = True
-        if apply == "update" and not fused:
+        if apply == "update" and fused is False:
             raise ValueError("`apply` is 'update' with fused=False, allowed: fused=True or None")
+        fused = True if apply == "update" else fused
         reason = why_not(optimizer)
         if fused and reason is not None:
             raise ValueError(f"the step cannot be fused: {reason}")
         # Optimizer.__init__ is not called: it would make param_groups, state and hooks of our own,
         # and fire torch's global step hooks twice a step.
         self.modulator = attach(optimizer, modalities, balancer, **options)
+        if apply == "update" and self.modulator.acts_in_backward:
+            detach(optimizer)
+            raise ValueError(
+                "`apply` is 'update', allowed: 'gradient' with several losses or at='boundary',"
+                " where gradients come with their weights"
+            )
         self.optimizer = optimizer
         self._fused, self._apply = fused, apply
         self._step = FusedStep(optimizer, self.modulator, apply)
@@ -158,10 +169,20 @@ class ModulatedOptimizer(Optimizer):
         """
         if self._fused is False:
             return False
-        reason = why_not(self.optimizer)
+        reason = self._step.why_not()
         if self._fused and reason is not None:
             raise RuntimeError(f"the step cannot be fused any more: {reason}")
         return reason is None
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether ``GradScaler`` leaves it to the step to unscale, and to skip where it must.
+
+        Not with dampening: on the host nobody knows then whether momentum has started.
+        """
+        groups = self.param_groups
+        dampened = any(g.get("momentum", 0) != 0 and g["dampening"] != 0 for g in groups)
+        return self.fused and not dampened
 
     def observe(self, **observation: Unpack[Observation]) -> None:
         """Show a batch between its forward and ``step``: see ``Modulator.observe``."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 from typing_extensions import TypedDict
 
@@ -21,12 +21,9 @@ class Decision(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A decision, and the gradients that it is for."""
+    """A decision that gradients are to follow, or have."""
 
     decision: Decision
-    parameters: list[nn.Parameter]
-    grads: list[Tensor]  # local shards
-    group: list[int]
     seed: Tensor | None = None  # of the noise
     applied: bool = False  # in backward already
 

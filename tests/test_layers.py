@@ -76,15 +76,16 @@ ALLOWED = {
         "modgrad.observation",
         "modgrad.ops",
     },
+    "modgrad.update_parts": {"modgrad.checks", "modgrad.updates"},
     "modgrad.fused": {
-        "modgrad.checks",
-        "modgrad.distributed",
         "modgrad.modulator",
         "modgrad.records",
+        "modgrad.update_parts",
         "modgrad.updates",
     },
     "modgrad.optimizer": {
         "modgrad.fused",
+        "modgrad.update_parts",
         "modgrad.updates",
         "modgrad.balancers",
         "modgrad.modalities",

@@ -55,7 +55,7 @@ def test_twenty_steps_of_ogm_equal_the_loop_over_parameters(backend, device, mod
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
 def test_any_optimizer_sees_scaled_gradients(device, optimizer):
     balancer = FixedWeights({"audio": 0.25, "visual": 4.0})
-    model, wrapped = setup(TWO, balancer, device, lambda p: optimizer(p, lr=0.01))
+    model, wrapped = setup(TWO, balancer, device, lambda p: optimizer(p, lr=0.01), fused=False)
     plain = copy.deepcopy(model)
     inner = optimizer(plain.parameters(), lr=0.01)
     for _ in range(3):
@@ -271,7 +271,7 @@ def test_bad_gradients_change_nothing():
 
 
 def test_missing_gradients_and_frozen_parameters(device):
-    model, optimizer = setup(TWO, FixedWeights({"audio": 0.5}), device)
+    model, optimizer = setup(TWO, FixedWeights({"audio": 0.5}), device, fused=False)
     model.encoders["audio"][0].requires_grad_(False)
     inputs, targets = networks.batch(TWO, device=device)
     F.cross_entropy(model(inputs)[1], targets).backward()
@@ -304,7 +304,7 @@ def test_windows_in_epochs():
 def test_noise_is_the_same_for_the_same_seed_and_new_in_every_step():
     def gradients(seed):
         torch.manual_seed(0)
-        model, optimizer = setup(TWO, OGM(0.0, noise=1.0), seed=seed)
+        model, optimizer = setup(TWO, OGM(0.0, noise=1.0), seed=seed, fused=False)
         out = []
         for _ in range(2):
             inputs, targets = networks.batch(TWO)
@@ -361,12 +361,14 @@ def test_nothing_is_read_on_the_host_in_a_step(backend, device, at):
     assert count.reads == 1  # the counter counts
 
 
-def test_grad_scale_and_found_inf_of_a_fused_optimizer():
+@pytest.mark.parametrize("fused", [None, False])
+def test_grad_scale_and_found_inf_of_a_fused_optimizer(fused):
     model, optimizer = setup(
         TWO,
         OGM(0.3),
         record=["grad_sq_norms"],
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+        fused=fused,
     )
     inner = optimizer.optimizer
     inputs, targets = networks.batch(TWO)

@@ -28,9 +28,11 @@ def inner(request):
     return INNER[request.param]
 
 
-def wrap(model, inner, balancer=None):
+def wrap(model, inner, balancer=None, **options):
     modalities = Modalities(model, **model.specs())
-    return ModulatedOptimizer(inner(model.parameters()), modalities, balancer or FixedWeights(HALF))
+    return ModulatedOptimizer(
+        inner(model.parameters()), modalities, balancer or FixedWeights(HALF), **options
+    )
 
 
 def backward(model, optimizer, inputs, targets):
@@ -151,18 +153,27 @@ def test_copies_train_on_their_own(inner, duplicate):
     assert twin_optimizer.modulator.state_dict()["step"] == 2
 
 
-def test_add_param_group(inner):
+@pytest.mark.parametrize("fused", [None, False])
+def test_add_param_group(inner, fused):
     model = networks.LateFusion()
     model.encoders["audio"][2].requires_grad_(False)
     held = [p for p in model.parameters() if p.requires_grad]
     optimizer = ModulatedOptimizer(
-        inner(held), Modalities(model, **model.specs()), FixedWeights({"audio": 0.0})
+        inner(held), Modalities(model, **model.specs()), FixedWeights({"audio": 0.0}), fused=fused
     )
     model.encoders["audio"][2].requires_grad_(True)
-    optimizer.add_param_group({"params": list(model.encoders["audio"][2].parameters()), "lr": 1.0})
+    added = {
+        "params": list(model.encoders["audio"][2].parameters()),
+        "lr": 1.0,
+        "weight_decay": 0.0,
+    }
+    optimizer.add_param_group(added)
+    before = model.encoders["audio"][2].weight.detach().clone()
     backward(model, optimizer, *networks.batch(TWO))
     optimizer.step()
-    assert model.encoders["audio"][2].weight.grad.abs().max() == 0
+    assert torch.equal(model.encoders["audio"][2].weight, before)
+    scaled = model.encoders["audio"][2].weight.grad.abs().max() == 0
+    assert scaled == (fused is False)
 
 
 def test_a_new_parameter_the_optimizer_does_not_hold_is_an_error(inner):
@@ -174,8 +185,9 @@ def test_a_new_parameter_the_optimizer_does_not_hold_is_an_error(inner):
 
 
 @pytest.mark.parametrize("by_keyword", [False, True])
+@pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize("name", ["SGD", "AdamW fused", "LBFGS"])
-def test_closures(name, by_keyword):
+def test_closures(name, by_keyword, fused):
     def run(scale):
         torch.manual_seed(3)
         model = networks.LateFusion()
@@ -196,18 +208,23 @@ def test_closures(name, by_keyword):
         stepped = optimizer
         if not scale:
             modalities = Modalities(model, **model.specs())
-            stepped = ModulatedOptimizer(optimizer, modalities, FixedWeights(HALF))
+            stepped = ModulatedOptimizer(optimizer, modalities, FixedWeights(HALF), fused=fused)
         loss = stepped.step(closure=closure) if by_keyword else stepped.step(closure)
         assert loss.item() == calls[0]
         assert len(calls) >= (2 if name == "LBFGS" else 1)
         return model
 
-    assert same(run(scale=True), run(scale=False))
+    by_hand, by_step = run(scale=True), run(scale=False)
+    if fused is False or name == "LBFGS":
+        assert same(by_hand, by_step)
+    for a, b in zip(by_hand.parameters(), by_step.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_hooks_fire_once(inner):
+@pytest.mark.parametrize("fused", [None, False])
+def test_hooks_fire_once(inner, fused):
     model = networks.LateFusion()
-    optimizer = wrap(model, inner)
+    optimizer = wrap(model, inner, fused=fused)
     fired = []
     optimizer.register_step_pre_hook(lambda *_: fired.append("pre"))
     optimizer.register_step_post_hook(lambda *_: fired.append("post"))
@@ -232,12 +249,13 @@ def test_zero_grad(inner):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_grad_scaler_with_a_fused_inner_optimizer(inner):
+def test_grad_scaler_where_the_step_is_not_fused(inner):
     """The wrapper must not claim to unscale: the inner optimizer would never see the scale."""
     model = networks.LateFusion()
     twin = copy.deepcopy(model)
     inputs, targets = networks.batch(TWO)
-    scaled, plain = wrap(model, inner), wrap(twin, inner)
+    scaled, plain = wrap(model, inner, fused=False), wrap(twin, inner, fused=False)
+    assert not scaled._step_supports_amp_scaling
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     loss = F.cross_entropy(model(inputs)[1], targets)
     scaler.scale(loss).backward()
@@ -289,4 +307,16 @@ def test_bad_arguments():
         ModulatedOptimizer(sgd, modalities, OGM(0.3), record=["loss"])
     with pytest.raises(ValueError, match="allowed: native, triton, reference"):
         ModulatedOptimizer(sgd, modalities, OGM(0.3), backend="cutlass")
+    with pytest.raises(ValueError, match="`apply` is 'weights', allowed: 'gradient', 'update'"):
+        ModulatedOptimizer(sgd, modalities, OGM(0.3), apply="weights")
+    with pytest.raises(ValueError, match="`apply` is 'update' with fused=False"):
+        ModulatedOptimizer(sgd, modalities, OGM(0.3), apply="update", fused=False)
+    for options in ({"at": "boundary"}, {"losses": ("joint", "audio")}):
+        with pytest.raises(ValueError, match="`apply` is 'update', allowed: 'gradient' with"):
+            ModulatedOptimizer(sgd, modalities, OGM(0.3), apply="update", **options)
+    rmsprop = torch.optim.RMSprop(model.parameters())
+    for options in ({"fused": True}, {"apply": "update"}):
+        with pytest.raises(ValueError, match="cannot be fused: it is RMSprop, allowed: SGD, Adam"):
+            ModulatedOptimizer(rmsprop, modalities, OGM(0.3), **options)
+    assert not rmsprop._optimizer_step_pre_hooks
     assert not sgd._optimizer_step_pre_hooks  # nothing half-attached
