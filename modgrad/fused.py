@@ -39,7 +39,7 @@ class FusedStep:
         """Why the optimizer must step itself, or None."""
         held = self._modulator.held
         if held is not self._checked:
-            self._reason, self._checked = parts.why_not_parameters(held), held
+            self._reason, self._checked = parts.why_not_parameters(self._optimizer), held
         return parts.why_not_options(self._optimizer) or self._reason
 
     def __call__(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -75,7 +75,8 @@ class FusedStep:
     def _gather(self, grads: Sequence[Tensor | None]) -> None:
         """Make the parts anew where what they are made of is not what it was."""
         optimizer, held = self._optimizer, self._modulator.held
-        kinds = (*parts.kinds(optimizer), [grad is None for grad in grads])
+        # model.cuda() moves the same parameters: the first tells
+        kinds = held[0].device, parts.kinds(optimizer), [grad is None for grad in grads]
         made_of = [held, *optimizer.state.values()]
         if (
             kinds != self._kinds

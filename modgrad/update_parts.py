@@ -20,28 +20,36 @@ _ADAM = ("lr", "betas", "eps", "weight_decay", "maximize")
 
 def why_not(optimizer: Optimizer) -> str | None:
     """Why no fused update does what the optimizer's step does; None where one does."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    return why_not_options(optimizer) or why_not_parameters(held)
+    return why_not_options(optimizer) or why_not_parameters(optimizer)
 
 
 def why_not_options(optimizer: Optimizer) -> str | None:
     """The reason that lies in its kind or its groups' options: quick, for every step."""
     if type(optimizer) not in (SGD, Adam, AdamW):
         return f"it is {type(optimizer).__name__}, allowed: SGD, Adam and AdamW, no subclass"
-    return next(filter(None, map(_of_group, optimizer.param_groups)), None)
+    return next(filter(None, map(_of_options, optimizer.param_groups)), None)
 
 
-def why_not_parameters(parameters: Sequence[Tensor]) -> str | None:
+def why_not_parameters(optimizer: Optimizer) -> str | None:
     """The reason that lies in its parameters: the same until one is replaced."""
-    for p in parameters:
-        if hasattr(p, "__tensor_flatten__"):  # DTensor, quantised weights
-            return f"a parameter is a {type(p).__name__}"
-        if p.dtype not in FLOATS:
-            return f"a parameter has dtype {p.dtype}"
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if hasattr(p, "__tensor_flatten__"):  # DTensor, quantised weights
+                return f"a parameter is a {type(p).__name__}"
+            if p.dtype not in FLOATS:
+                return f"a parameter has dtype {p.dtype}"
+            if (reason := _of_counters(group, p)) is not None:
+                return reason
     return None
 
 
-def _of_group(group: Group) -> str | None:
+def _of_counters(group: Group, p: Tensor) -> str | None:
+    if p.device.type == "cpu" or "betas" not in group or group["fused"] or group["capturable"]:
+        return None
+    return f"it counts steps on the host, allowed on {p.device.type}: fused=True or capturable=True"
+
+
+def _of_options(group: Group) -> str | None:
     if group["differentiable"]:
         return "it is differentiable"
     if any(isinstance(x, Tensor) for x in (group["weight_decay"], *group.get("betas", ()))):
@@ -54,15 +62,8 @@ def _of_group(group: Group) -> str | None:
         return (
             "it has nesterov with dampening" if group["nesterov"] and group["dampening"] else None
         )
-    device = _device(group)
-    if device not in ("cpu", None) and not (group["fused"] or group["capturable"]):
-        return f"it counts steps on the host, allowed on {device}: fused=True or capturable=True"
-    return None
-
-
-def _device(group: Group) -> str | None:
-    """Where its first parameter is: after model.cuda() the same parameters are elsewhere."""
-    return group["params"][0].device.type if group["params"] else None
+    # model.cuda() moves the same parameters: the first tells
+    return _of_counters(group, group["params"][0]) if group["params"] else None
 
 
 class Part(NamedTuple):
@@ -102,7 +103,7 @@ class Part(NamedTuple):
 def kinds(optimizer: Optimizer) -> list[tuple[Any, ...]]:
     """What parts depend on besides parameters, gradients and states."""
     return [
-        (id(g), len(g["params"]), g.get("momentum") == 0, g.get("amsgrad"), _device(g))
+        (id(g), len(g["params"]), g.get("momentum") == 0, g.get("amsgrad"))
         for g in optimizer.param_groups
     ]
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 import warnings
 
@@ -61,11 +62,11 @@ def pair(inner, device="cpu", balancer=UNEVEN, dtype=torch.float32, **options):
     return (model, fused), (twin, unfused)
 
 
-def backward(model, optimizer, inputs, targets, scale=1.0):
+def backward(model, optimizer, inputs, targets, scaled=lambda loss: loss):
     features, output = model(inputs)
     optimizer.observe(features=features, head=model.head, targets=targets)
     optimizer.zero_grad()
-    (scale * F.cross_entropy(output, targets)).backward()
+    scaled(F.cross_entropy(output, targets)).backward()
 
 
 def train(
@@ -99,7 +100,17 @@ def values(model, optimizer):
 
 
 def assert_same(a, b):
-    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        assert_same([*a.values()], [*b.values()])
+    elif isinstance(a, (list, tuple)):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
 
 
 @pytest.mark.parametrize("name", INNER)
@@ -226,7 +237,7 @@ def test_checkpoints_go_to_the_plain_optimizer_and_back(name):
         torch.manual_seed(0)
     (model, fused), (twin, unfused) = sides
     twin.load_state_dict(model.state_dict())
-    unfused.load_state_dict(fused.state_dict())
+    unfused.load_state_dict(copy.deepcopy(fused.state_dict()))
     train(sides, 3)
     assert_equal(sides, 3)
 
@@ -247,9 +258,9 @@ def test_states_put_back_or_moved_are_seen(name):
         state = optimizer.state
         if i == 2:
             kept = {p: copy.deepcopy(held) for p, held in state.items()}
+            optimizer.modulator.enabled = False
             optimizer.step()
-            for p in model.parameters():
-                p.data.mul_(1.0)
+            optimizer.modulator.enabled = True
             state.clear()
             state.update(kept)
         if i == 4:
@@ -277,37 +288,40 @@ def test_copies_step_their_own_states(duplicate):
 @pytest.mark.parametrize("name", ["SGD momentum", "SGD dampening", "AdamW", "AdamW fused"])
 @pytest.mark.parametrize("unscale", [False, True])
 def test_grad_scaler(name, unscale):
+    announced = name != "SGD dampening"
+    # a step that the scaler skips by itself leaves the scores of its batch to the next
     (model, optimizer), (twin, unfused) = sides = pair(
-        INNER[name], balancer=OGM(0.5), record=["grad_sq_norms"]
+        INNER[name], balancer=OGM(0.5) if announced else UNEVEN, record=["grad_sq_norms"]
     )
-    assert optimizer._step_supports_amp_scaling == (name != "SGD dampening")
+    assert optimizer._step_supports_amp_scaling == announced
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for factor in (float("inf"), 1.0, float("nan"), 1.0, 2.0):
-        inputs, targets = networks.batch(TWO)
-        before = values(model, optimizer)
-        backward(model, optimizer, inputs, targets, scaler.get_scale() * factor)
+    for factor in (math.inf, 1.0, math.nan, 1.0, 2.0):
+        batch, before = networks.batch(TWO), values(model, optimizer)
+        backward(model, optimizer, *batch, lambda x: scaler.scale(x * factor))  # noqa: B023
         norm = sum(p.grad.double().square().sum() for p in model.encoders["audio"].parameters())
         norm = norm / scaler.get_scale() ** 2
-        backward(twin, unfused, inputs, targets, factor)
         if unscale:
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1 * factor)
-            torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.1 * factor)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         scaler.step(optimizer)
         scaler.update()
-        if factor in (1.0, 2.0):
+        if math.isfinite(factor):
+            backward(twin, unfused, *batch, lambda x: x * factor)  # noqa: B023
+            if unscale:
+                torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.1)
             unfused.step()
             if not unscale:
                 found = optimizer.modulator.last.grad_sq_norms[0]
                 torch.testing.assert_close(found, norm, rtol=1e-6, atol=0)
-        else:
-            after = values(model, optimizer)
-            assert_same(after[0], before[0])
-            assert_same(after[1]["modgrad"], before[1]["modgrad"])
-            for state in after[1]["state"].values():  # those of the first step are made, and empty
-                for key, value in state.items():
-                    old = before[1]["state"]
-                    assert torch.equal(value, old[0][key] * 0 if not old else value)
+            continue
+        after = values(model, optimizer)
+        assert_same(after[0], before[0])
+        assert_same(after[1]["modgrad"], before[1]["modgrad"])
+        if before[1]["state"]:
+            assert_same(after[1]["state"], before[1]["state"])
+        else:  # made, as the optimizer makes it
+            made = [x for state in after[1]["state"].values() for x in state.values()]
+            assert not any(x.any() for x in made)
     assert not hasattr(optimizer, "grad_scale")
     assert not hasattr(optimizer, "found_inf")
     assert_equal(sides, 5)
@@ -453,7 +467,8 @@ def test_dtypes(name, device):
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("name", ["SGD momentum", "AdamW fused"])
+# Not AdamW fused: torch's takes gradients in another memory order than the parameter's for its own.
+@pytest.mark.parametrize("name", ["SGD momentum", "AdamW"])
 def test_channels_last_and_other_devices(name):
     """Shared parameters elsewhere are a part of their own."""
     torch.manual_seed(1)
@@ -463,7 +478,8 @@ def test_channels_last_and_other_devices(name):
     elsewhere = torch.nn.Parameter(torch.empty(3, device="meta"))
     elsewhere.grad = torch.empty(3, device="meta")
     gradients = [torch.randn(p.shape) for p in model.parameters()]  # contiguous
-    for m, extra, fused in ((model, [elsewhere], True), (twin, [], False)):
+    more = [elsewhere] if "SGD" in name else []  # Adam of torch does not know the device
+    for m, extra, fused in ((model, more, True), (twin, [], False)):
         modalities = Modalities(m, audio="audio", visual="visual")
         inner = INNER[name]([*m.parameters(), *extra])
         optimizer = ModulatedOptimizer(inner, modalities, UNEVEN, fused=fused)
@@ -486,6 +502,10 @@ class OwnSGD(SGD):
         (OwnSGD, "it is OwnSGD, allowed: SGD, Adam and AdamW, no subclass"),
         (lambda p: Adam(p, differentiable=True), "it is differentiable"),
         (
+            lambda p: Adam([*p, torch.nn.Parameter(torch.ones(1, device="meta"))]),
+            "it counts steps on the host, allowed on meta: fused=True or capturable=True",
+        ),
+        (
             lambda p: SGD(p, weight_decay=torch.tensor(0.1)),
             "its betas or weight_decay are tensors",
         ),
@@ -500,7 +520,7 @@ def test_what_cannot_be_fused_is_modulated(inner, reason):
     assert not optimizer._step_supports_amp_scaling
     backward(model, optimizer, *networks.batch(TWO))
     expected = 0.3 * model.encoders["audio"][0].weight.grad
-    if "differentiable" not in reason:
+    if type(optimizer.optimizer) is not Adam:
         optimizer.step()
         assert torch.equal(model.encoders["audio"][0].weight.grad, expected)
 
