@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from modgrad import backends, balancers, datasets
+from modgrad import backends, balancers, datasets, diagnostics
 from modgrad.autograd import scale_backward
 from modgrad.backends import BackendUnavailableError
 from modgrad.balancers import (
@@ -84,6 +84,7 @@ __all__ = [
     "combine_",
     "datasets",
     "detach",
+    "diagnostics",
     "group_gram",
     "group_sq_norms",
     "late_fusion_logits",
