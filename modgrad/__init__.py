@@ -23,6 +23,14 @@ from modgrad.balancers import (
     UPGrad,
 )
 from modgrad.late_fusion import late_fusion_logits
+from modgrad.losses import (
+    BlendedCrossEntropies,
+    CrossEntropies,
+    LateFusion,
+    blended_cross_entropy,
+    late_fusion_head,
+    modality_cross_entropy,
+)
 from modgrad.modalities import Modalities
 from modgrad.modulator import Modulator
 from modgrad.ops import combine_, group_gram, group_sq_norms, modality_scores, modulate_
@@ -38,12 +46,15 @@ __all__ = [
     "AlignedMTL",
     "BackendUnavailableError",
     "Between",
+    "BlendedCrossEntropies",
     "CAGrad",
     "Clipped",
+    "CrossEntropies",
     "Every",
     "FixedWeights",
     "GradNorm",
     "LastStep",
+    "LateFusion",
     "MMPareto",
     "Modalities",
     "ModulatedOptimizer",
@@ -55,12 +66,15 @@ __all__ = [
     "attach",
     "backends",
     "balancers",
+    "blended_cross_entropy",
     "combine_",
     "datasets",
     "detach",
     "group_gram",
     "group_sq_norms",
+    "late_fusion_head",
     "late_fusion_logits",
+    "modality_cross_entropy",
     "modality_scores",
     "modulate_",
     "scale_backward",
