@@ -31,6 +31,8 @@ inline Targets checked_targets(const std::vector<Tensor>& logits, ScalarType dty
                   "`grad_losses` is neither float32 nor float64");
   STD_TORCH_CHECK(targets.dim() >= 1 && targets.size(0) > 0, "`targets` must not be empty");
   const bool soft = targets.dim() == 2;
+  STD_TORCH_CHECK(smoothing >= 0 && smoothing <= 1, "`label_smoothing` is ", smoothing, ", allowed: [0, 1]");
+  STD_TORCH_CHECK(!soft || ignore_index < 0, "`ignore_index` is ", ignore_index, ", allowed with classes only");
   Targets out = {nullptr, {nullptr, false}, {nullptr, false}, targets.size(0), ignore_index, smoothing};
   for (size_t m = 0; m < logits.size(); ++m) {
     const Tensor& x = logits[m];
