@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from modgrad import checks
-from modgrad.backends import native, select
+from modgrad.backends import native, reference, select
 from modgrad.backends.protocol import Backend
 from modgrad.late_fusion import shares
 
@@ -67,13 +66,25 @@ class _CrossEntropy(torch.autograd.Function):
         return losses, scores
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_losses: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         targets, class_weights, lse, mass, *logits = ctx.saved_tensors
         needed = ctx.needs_input_grad[6:]
         out: list[Tensor | None] = [None] * len(logits)
         wanted = [m for m in range(len(logits)) if needed[m]]
-        if grad_losses is not None and wanted:
+        if grad_losses is None or not wanted:
+            return None, None, None, None, None, None, *out
+        grads: Sequence[Tensor]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # with create_graph: by torch's derivatives of the definition, which have derivatives
+            losses = reference.modality_cross_entropy(logits, targets, class_weights, *ctx.options)[
+                0
+            ]
+            if ctx.weights is not None:
+                grad_losses = grad_losses * ctx.weights.to(grad_losses.dtype)
+            grads = torch.autograd.grad(
+                losses, [logits[m] for m in wanted], grad_losses, create_graph=True
+            )
+        else:
             grads = ctx.chosen.modality_cross_entropy_backward(
                 [logits[m] for m in wanted],
                 wanted,
@@ -85,8 +96,8 @@ class _CrossEntropy(torch.autograd.Function):
                 grad_losses.contiguous(),
                 ctx.weights,
             )
-            for m, grad in zip(wanted, grads, strict=True):
-                out[m] = grad
+        for m, grad in zip(wanted, grads, strict=True):
+            out[m] = grad
         return None, None, None, None, None, None, *out
 
 
@@ -109,7 +120,7 @@ def modality_cross_entropy(
     In float32 (float64 for float64), each forward and backward in one op for all modalities.
     A class without mass adds nothing, also where its logit is -inf; with probabilities or
     smoothing, torch gives NaN there. Where every target is ignored, losses and scores are NaN, as
-    in torch, and the gradients 0. Differentiable once.
+    in torch, and the gradients 0.
 
     Args:
         logits: M tensors [B, C_m], as a sequence or a mapping, or one tensor [M, B, C].
@@ -130,9 +141,11 @@ def modality_cross_entropy(
     check = partial(
         checks.cross_entropy, values, targets, class_weights, ignore_index, label_smoothing
     )
-    chosen = select(values[0].device if values else check(), backend)
+    if not values or not all(isinstance(x, Tensor) for x in (targets, *values)):
+        check()
+    chosen = select(values[0].device, backend)
     # The native op checks all of this itself, in a tenth of the time: it is asked first.
-    if chosen is not native:
+    if chosen is not native or targets.dtype != torch.int64:
         check()
     if weights is not None:
         checks.vector("weights", weights, len(values), values[0].device)
