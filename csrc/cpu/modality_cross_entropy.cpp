@@ -32,10 +32,26 @@ inline __attribute__((always_inline)) Exponentials<wide_t<T>> exponentials(const
   return {top, fold(sums, [](Wide a, Wide b) { return a + b; })};
 }
 
+// The same for kLanes rows of few classes, a lane a row: nothing is folded.
 template <typename T>
-inline __attribute__((always_inline)) Row measure_row(const T* x, int64_t n, const Targets& targets, int64_t b) {
+inline __attribute__((always_inline)) void exponentials_of_lanes(const T* x, int64_t n, Exponentials<wide_t<T>>* out) {
   using Wide = wide_t<T>;
-  const Exponentials<Wide> e = exponentials(x, n);
+  Wide largest[kLanes], sums[kLanes] = {};
+  for (Wide& lane : largest) lane = -INFINITY;
+  for (int64_t c = 0; c < n; ++c)
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const Wide v = static_cast<Wide>(x[j * n + c]);
+      largest[j] = v > largest[j] ? v : largest[j];
+    }
+  for (int64_t c = 0; c < n; ++c)
+    for (int64_t j = 0; j < kLanes; ++j) sums[j] += fast_exp(static_cast<Wide>(x[j * n + c]) - largest[j]);
+  for (int64_t j = 0; j < kLanes; ++j) out[j] = {largest[j], sums[j]};
+}
+
+template <typename T>
+inline __attribute__((always_inline)) Row measure_row(const T* x, int64_t n, const Targets& targets, int64_t b,
+                                                     const Exponentials<wide_t<T>>& e) {
+  using Wide = wide_t<T>;
   const double lse = static_cast<double>(e.largest) + std::log(static_cast<double>(e.sum));
   double dot = 0, mass = 0, score = 0;  // dot: sum of q x, where a class without mass adds nothing
   if (targets.is_spread()) {
@@ -62,12 +78,26 @@ inline __attribute__((always_inline)) Row measure_row(const T* x, int64_t n, con
   return {lse, mass * lse - dot, score, mass};
 }
 
-MODGRAD_CLONES Row measure(const float* x, int64_t n, const Targets& t, int64_t b) { return measure_row(x, n, t, b); }
-MODGRAD_CLONES Row measure(const double* x, int64_t n, const Targets& t, int64_t b) { return measure_row(x, n, t, b); }
-MODGRAD_CLONES Row measure(const Half* x, int64_t n, const Targets& t, int64_t b) { return measure_row(x, n, t, b); }
-MODGRAD_CLONES Row measure(const BFloat16* x, int64_t n, const Targets& t, int64_t b) {
-  return measure_row(x, n, t, b);
+// Samples [first, end) of a modality; rows of samples left out stay as they are.
+template <typename T>
+inline __attribute__((always_inline)) void measure_rows(const T* x, int64_t n, const Targets& targets, int64_t first,
+                                                        int64_t end, Row* rows) {
+  Exponentials<wide_t<T>> e[kLanes];
+  const bool lanes = end - first == kLanes;
+  if (lanes) exponentials_of_lanes(x + first * n, n, e);
+  for (int64_t b = first; b < end; ++b)
+    if (targets.counts(b))
+      rows[b] = measure_row(x + b * n, n, targets, b, lanes ? e[b - first] : exponentials(x + b * n, n));
 }
+
+#define MODGRAD_MEASURE(T)                                                                                     \
+  MODGRAD_CLONES void measure(const T* x, int64_t n, const Targets& targets, int64_t first, int64_t end, Row* rows) { \
+    measure_rows(x, n, targets, first, end, rows);                                                             \
+  }
+MODGRAD_MEASURE(float)
+MODGRAD_MEASURE(double)
+MODGRAD_MEASURE(Half)
+MODGRAD_MEASURE(BFloat16)
 
 namespace {
 
@@ -86,16 +116,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(const std::vec
   double* lses = lse.mutable_data_ptr<double>();
   double* masses = mass.mutable_data_ptr<double>();
   std::vector<Row> rows(num_modalities * num_rows);
-  for_each_row(all, num_rows, [&](int64_t m, int64_t b) {
-    Row& row = rows[m * num_rows + b];
-    if (t.counts(b)) {
-      const Logits& x = all[m];
-      MODGRAD_DISPATCH_FLOATS(x.dtype, "modality_cross_entropy", [&] {
-        row = measure(static_cast<const scalar_t*>(x.x) + b * x.num_classes, x.num_classes, t, b);
-      });
+  for_each_group(all, num_rows, [&](int64_t m, int64_t first, int64_t end) {
+    const Logits& x = all[m];
+    MODGRAD_DISPATCH_FLOATS(x.dtype, "modality_cross_entropy", [&] {
+      measure(static_cast<const scalar_t*>(x.x), x.num_classes, t, first, end, &rows[m * num_rows]);
+    });
+    for (int64_t b = first; b < end; ++b) {
+      lses[m * num_rows + b] = rows[m * num_rows + b].lse;
+      if (m == 0) masses[b] = rows[b].mass;
     }
-    lses[m * num_rows + b] = row.lse;
-    if (m == 0) masses[b] = row.mass;
   });
   double count = 0, total = 0;
   for (int64_t b = 0; b < num_rows; ++b) {

@@ -31,10 +31,27 @@ inline __attribute__((always_inline)) void gradient_row(const T* x, T* out, int6
   out[y] = static_cast<T>(scale * fast_exp((static_cast<Wide>(x[y]) - high) - low) - c * q);
 }
 
-#define MODGRAD_GRADIENT(T)                                                                               \
-  MODGRAD_CLONES void gradient(const T* x, T* out, int64_t n, const Targets& targets, int64_t b, double lse, \
-                               double mass, double coefficient) {                                         \
-    gradient_row(x, out, n, targets, b, lse, mass, coefficient);                                          \
+// Samples [first, end) of the logits of loss m.
+template <typename T>
+inline __attribute__((always_inline)) void gradient_rows(const Logits& logits, const Targets& targets,
+                                                         const Upstream& upstream, int64_t m, int64_t first,
+                                                         int64_t end) {
+  const int64_t n = logits.num_classes;
+  const double coefficient = upstream.coefficient(m, targets.num_rows);
+  for (int64_t b = first; b < end; ++b) {
+    const T* x = static_cast<const T*>(logits.x) + b * n;
+    T* out = static_cast<T*>(logits.grad) + b * n;
+    if (targets.counts(b))
+      gradient_row(x, out, n, targets, b, upstream.lse[m * targets.num_rows + b], upstream.mass[b], coefficient);
+    else
+      std::fill(out, out + n, static_cast<T>(0));
+  }
+}
+
+#define MODGRAD_GRADIENT(T)                                                                                \
+  MODGRAD_CLONES void gradient(T, const Logits& logits, const Targets& targets, const Upstream& upstream,  \
+                               int64_t m, int64_t first, int64_t end) {                                    \
+    gradient_rows<T>(logits, targets, upstream, m, first, end);                                            \
   }
 MODGRAD_GRADIENT(float)
 MODGRAD_GRADIENT(double)
@@ -58,17 +75,9 @@ std::vector<Tensor> modality_cross_entropy_backward(const std::vector<Tensor>& l
     grads.push_back(torch::stable::empty_like(logits[i]));
     all[i].grad = grads[i].mutable_data_ptr();
   }
-  for_each_row(all, t.num_rows, [&](int64_t i, int64_t b) {
-    const Logits& x = all[i];
-    MODGRAD_DISPATCH_FLOATS(x.dtype, "modality_cross_entropy_backward", [&] {
-      scalar_t* grad = static_cast<scalar_t*>(x.grad) + b * x.num_classes;
-      if (!t.counts(b))
-        std::fill(grad, grad + x.num_classes, static_cast<scalar_t>(0));
-      else
-        gradient(static_cast<const scalar_t*>(x.x) + b * x.num_classes, grad, x.num_classes, t, b,
-                 upstream.lse[loss[i] * t.num_rows + b], upstream.mass[b],
-                 upstream.coefficient(loss[i], t.num_rows));
-    });
+  for_each_group(all, t.num_rows, [&](int64_t i, int64_t first, int64_t end) {
+    MODGRAD_DISPATCH_FLOATS(all[i].dtype, "modality_cross_entropy_backward",
+                            [&] { gradient(scalar_t{}, all[i], t, upstream, loss[i], first, end); });
   });
   return grads;
 }
