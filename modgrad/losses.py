@@ -141,21 +141,24 @@ def modality_cross_entropy(
     check = partial(
         checks.cross_entropy, values, targets, class_weights, ignore_index, label_smoothing
     )
-    if not values or not all(isinstance(x, Tensor) for x in (targets, *values)):
+    if not values or not all([isinstance(x, Tensor) for x in (targets, *values)]):
         check()
     chosen = select(values[0].device, backend)
     # The native op checks all of this itself, in a tenth of the time: it is asked first.
     if chosen is not native or targets.dtype != torch.int64:
         check()
+        targets = targets.detach()
     if weights is not None:
         checks.vector("weights", weights, len(values), values[0].device)
         weights = weights.data.float().contiguous()  # .data shares memory, not the version counter
-    dtype = torch.float64 if any(x.dtype == torch.float64 for x in values) else torch.float32
+    dtype = torch.float64 if torch.float64 in [x.dtype for x in values] else torch.float32
     if class_weights is not None:
         class_weights = class_weights.detach().to(dtype).contiguous()
+    if targets.dtype != torch.int64:
+        targets = targets.to(dtype if targets.is_floating_point() else torch.int64)
     try:
         losses, scores = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            targets.detach().to(dtype if targets.is_floating_point() else torch.int64).contiguous(),
+            targets.contiguous(),
             class_weights,
             ignore_index,
             label_smoothing,
