@@ -87,6 +87,47 @@ def modulate_(shapes: str, device: str, dtype: torch.dtype) -> Case:
     return Case("modulate_", providers, check, size, config)
 
 
+def modality_cross_entropy(
+    batch_size: int, num_classes: int, device: str, dtype: torch.dtype
+) -> Case:
+    """Cross entropies of three modalities, forward and backward."""
+    shape = batch_size, num_classes
+    logits = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
+    targets = torch.randint(0, num_classes, (batch_size,), device=device)
+
+    def loop(*logits: Tensor) -> Tensor:
+        losses = [F.cross_entropy(x.float(), targets) for x in logits]
+        return losses[0] + losses[1] + losses[2]
+
+    def ours(backend: str) -> Tensor:
+        return modgrad.modality_cross_entropy(logits, targets, backend=backend).losses.sum()
+
+    def run(total: Callable[[], Tensor]) -> list[Tensor]:
+        for x in logits:
+            x.grad = None
+        total().backward()
+        return [x.grad for x in logits if x.grad is not None]
+
+    compiled = torch.compile(loop)
+    providers: dict[str, Callable[[], Any]] = {
+        "F.cross_entropy, looped": lambda: run(lambda: loop(*logits)),
+        "the loop compiled": lambda: run(lambda: compiled(*logits)),
+    }
+    for name in kernels(device):
+        providers[f"modgrad, {name}"] = lambda b=name: run(lambda: ours(b))
+
+    def check() -> None:
+        expected = torch.autograd.grad(loop(*logits), logits)
+        for provider in providers.values():
+            torch.testing.assert_close(provider(), list(expected))
+
+    # logits read twice, their gradients written
+    size = 3 * sum(x.numel() * x.element_size() for x in logits)
+    config: dict[str, Any] = {"batch": batch_size, "classes": num_classes, "modalities": 3}
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    return Case("modality_cross_entropy", providers, check, size, config)
+
+
 def training_step(device: str, batch_size: int, pixels: int) -> Case:
     """A whole step of 2x ResNet-18 with SGD: forward, loss, backward, OGM, update."""
     model = models.AudioVisual().to(device)

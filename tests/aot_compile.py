@@ -24,7 +24,8 @@ from modgrad.triton_kernels.table import DTYPES
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 WIDE_ACCESS = r"{}\.global[.:\w]*\.(v4\.b32|v2\.b64|v8\.b32|v4\.b64)"
 
-# The types of each kernel's arguments, in order; DTYPE, CHUNK and BLOCK follow by name.
+# The types of each kernel's arguments, in order; DTYPE, CHUNK and BLOCK follow by name. What stands
+# after a slash is a variant of the kernel, with CONSTANTS of its own.
 KERNELS = {
     "_group_sq_norms_kernel": ["*i64", "*i64", "*fp64"],
     "_group_sums_kernel": ["*fp64", "*i64", "*fp64"],
@@ -38,12 +39,40 @@ KERNELS = {
     "_group_gram_kernel": ["*i64", "*i64", "*fp64", "i32", "i32"],
     "_group_gram_sums_kernel": ["*fp64", "*i64", "*fp64", "i32", "i32"],
     "_combine_kernel": ["*i64", "*i64", "*fp32", "i32"],
+    "_cross_entropy_rows_kernel": ["*i64", "*i64", "*i64", "*fp64", *["*fp64"] * 4, "i32"],
+    "_cross_entropy_rows_kernel/soft": ["*i64", "*i64", "*fp32", "*fp32", *["*fp64"] * 4, "i32"],
+    "_cross_entropy_means_kernel": [
+        *("*fp64", "*fp64", "*i64", "*i64", "*fp32"),
+        *("*fp32", "*fp32", "*fp64", "i32", "i32"),
+    ],
+    "_cross_entropy_backward_kernel": [
+        *("*i64", "*i64", "*i64", "*i64", "*fp64"),
+        *("*fp64", "*fp64", "*fp32", "*fp64", "i32", "i32"),
+    ],
+    "_cross_entropy_backward_kernel/soft": [
+        *("*i64", "*i64", "*i64", "*fp32", "*fp32"),
+        *("*fp64", "*fp64", "*fp32", "*fp32", "i32", "i32"),
+    ],
+}
+PLAIN = {"SOFT": False, "WEIGHTED": False, "SMOOTHING": 0.0, "SCALED": False}
+EVERYTHING = {"SOFT": True, "WEIGHTED": True, "SMOOTHING": 0.1, "SCALED": True}
+CONSTANTS = {
+    "_cross_entropy_rows_kernel": PLAIN,
+    "_cross_entropy_rows_kernel/soft": EVERYTHING,
+    "_cross_entropy_means_kernel": {**PLAIN, "WEIGHTED": True},
+    "_cross_entropy_backward_kernel": PLAIN,
+    "_cross_entropy_backward_kernel/soft": EVERYTHING,
 }
 # The constant with the launch options, where it is not the module's OPTIONS.
 OPTIONS = {
     "_modulate_noise_kernel": "NOISE_OPTIONS",
     "_group_gram_kernel": "TWO_CHUNK_OPTIONS",
     "_combine_kernel": "TWO_CHUNK_OPTIONS",
+    "_modality_scores_kernel": "ROW_OPTIONS",
+    "_modality_means_kernel": "ROW_OPTIONS",
+    "_cross_entropy_rows_kernel": "ROW_OPTIONS",
+    "_cross_entropy_means_kernel": "ROW_OPTIONS",
+    "_cross_entropy_backward_kernel": "ROW_OPTIONS",
 }
 
 
@@ -58,10 +87,11 @@ def kernels() -> dict[str, JITFunction]:
     return found
 
 
-def compile_kernel(function: JITFunction, types: list[str], dtype: object, capability: int) -> dict:
+def compile_kernel(function: JITFunction, kernel: str, dtype: object, capability: int) -> dict:
+    types = KERNELS[kernel]
     names = list(inspect.signature(function.fn).parameters)
     module = vars(import_module(function.fn.__module__))  # the constants it launches with
-    constants = {**module, "DTYPE": dtype}
+    constants = {**module, **CONSTANTS.get(kernel, {}), "DTYPE": dtype}
     source = ASTSource(
         fn=function,
         signature=dict(zip(names, types + ["constexpr"] * len(names), strict=False)),
@@ -89,16 +119,16 @@ def compile_kernel(function: JITFunction, types: list[str], dtype: object, capab
 
 def main(capability: int) -> dict[str, dict]:
     found = kernels()
-    if found.keys() != KERNELS.keys():
-        sys.exit(
-            f"kernels without a row in KERNELS, or the reverse: {found.keys() ^ KERNELS.keys()}"
-        )
+    listed = {kernel.partition("/")[0] for kernel in KERNELS}
+    if found.keys() != listed:
+        sys.exit(f"kernels without a row in KERNELS, or the reverse: {found.keys() ^ listed}")
     report = {}
-    for name, function in found.items():
+    for kernel in KERNELS:
+        function = found[kernel.partition("/")[0]]
         depends = "DTYPE" in inspect.signature(function.fn).parameters
         for dtype in DTYPES.values() if depends else [None]:
-            row = compile_kernel(function, KERNELS[name], dtype, capability)
-            report[f"{name}[{dtype}]" if depends else name] = row
+            row = compile_kernel(function, kernel, dtype, capability)
+            report[f"{kernel}[{dtype}]" if depends else kernel] = row
     return report
 
 

@@ -10,6 +10,20 @@ from modgrad.backends import why_not
 SIZES = [(3, 5), (0,), (1,), (1023,), (16385,), (2, 3, 4, 5)]
 
 
+def cross_entropies(
+    logits: list[torch.Tensor], targets: torch.Tensor, backend: str
+) -> list[torch.Tensor]:
+    """Losses, scores and gradients of classes and of probabilities."""
+    out = []
+    wide = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+    soft = torch.arange(1, 10, device="cuda", dtype=wide)[:, None].expand(9, 1000) / 5000
+    for chosen, t in ((logits, targets), (logits[1:], soft)):
+        leaves = [x.clone().requires_grad_() for x in chosen]
+        found = modgrad.modality_cross_entropy(leaves, t, label_smoothing=0.1, backend=backend)
+        out += [*found, *torch.autograd.grad(found.losses.sum(), leaves)]
+    return [x.detach() for x in out]
+
+
 def run(backend: str) -> None:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
@@ -35,6 +49,7 @@ def run(backend: str) -> None:
             out[name] = [
                 modgrad.group_sq_norms(grads, group, 3, backend=name),
                 modgrad.modality_scores(logits, targets, backend=name),
+                *cross_entropies(logits, targets, name),
                 modgrad.group_gram(per_loss, group, 3, backend=name),
                 *combined,
                 *changed,

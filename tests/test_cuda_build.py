@@ -18,6 +18,8 @@ FILES = sorted((SOURCE / "csrc" / "cuda").glob("*.cu"))
 ACCESSES = 16
 READS = {
     "combine_kernel",
+    "cross_entropy_backward_kernel",
+    "cross_entropy_rows_kernel",
     "group_gram_kernel",
     "group_sq_norms_kernel",
     "modality_scores_kernel",
@@ -25,7 +27,12 @@ READS = {
     "scale_backward_kernel",
     "spread_kernel",
 }
-WRITES = {"combine_kernel", "modulate_kernel", "scale_backward_kernel"}
+WRITES = {
+    "combine_kernel",
+    "cross_entropy_backward_kernel",
+    "modulate_kernel",
+    "scale_backward_kernel",
+}
 
 # CUDA's sin and cos reduce arguments above 1e5 on the stack; those of GE noise are below 7.
 STACK = {"modulate_kernel<true>": 32}

@@ -31,6 +31,7 @@ ALLOWED = {
     "modgrad.table": set(),
     "modgrad.ops": {"modgrad.backends", "modgrad.checks"},
     "modgrad.autograd": {"modgrad.ops", "modgrad.checks"},
+    "modgrad.losses": {"modgrad.backends", "modgrad.checks", "modgrad.late_fusion"},
     "modgrad.balancers": {"modgrad.balancers"},
     "modgrad.modalities": {"modgrad.table"},
     "modgrad.late_fusion": set(),

@@ -18,12 +18,18 @@ READS = {
     "_scale_backward_kernel",
     "_group_gram_kernel",
     "_combine_kernel",
+    "_cross_entropy_rows_kernel",
+    "_cross_entropy_rows_kernel/soft",
+    "_cross_entropy_backward_kernel",
+    "_cross_entropy_backward_kernel/soft",
 }
 WRITES = {
     "_modulate_kernel",
     "_modulate_noise_kernel",
     "_scale_backward_kernel",
     "_combine_kernel",
+    "_cross_entropy_backward_kernel",
+    "_cross_entropy_backward_kernel/soft",
 }
 
 

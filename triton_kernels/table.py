@@ -28,6 +28,10 @@ OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
 # where a program holds two chunks: 31 to 52 registers on sm_90, 58 to 136 with 16 elements a thread
 TWO_CHUNK_OPTIONS = {**OPTIONS, "num_warps": 16}
 
+# For a program a row of logits: 8 classes a thread, loads of 16 bytes for 16-bit logits too.
+BLOCK = 1024
+ROW_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+
 Launches = tuple[tuple[tl.dtype, Tensor], ...]  # the rows of each dtype: one launch each
 
 
@@ -123,3 +127,33 @@ def _chunk_table(
         upload(size, device),
         len(rows),
     )
+
+
+class RowTable(NamedTuple):
+    """The logits of a batch, of which a program takes a row; all int64."""
+
+    launches: Launches  # [logits, 3]: place in the list, classes, slot of its loss's first row
+    slots: Tensor  # [logits, 2]: first and end slot
+
+
+def row_table(logits: Sequence[Tensor], loss: Sequence[int]) -> RowTable:
+    """logits[i] [B, C_i] are those of loss[i]."""
+    B, device = len(logits[0]), logits[0].device
+    num_classes = tuple(x.shape[1] for x in logits)
+    dtypes = tuple(x.dtype for x in logits)
+    return _row_table(B, num_classes, dtypes, tuple(loss), device, stream_id(device))
+
+
+@lru_cache(maxsize=64)
+def _row_table(
+    num_rows: int,
+    num_classes: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    loss: tuple[int, ...],
+    device: torch.device,
+    stream: int,
+) -> RowTable:
+    first = np.array(loss, dtype=np.int64) * num_rows
+    rows = np.stack([np.arange(len(loss)), np.array(num_classes), first], axis=1)
+    slots = np.stack([first, first + num_rows], axis=1)
+    return RowTable(by_dtype(dtypes, rows, device), upload(slots, device))

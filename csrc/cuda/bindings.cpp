@@ -8,10 +8,12 @@
 #include <limits>
 #include <optional>
 
-#include "../tensors.h"
+#include "../cross_entropy.h"
 #include "combine_.cuh"
 #include "group_gram.cuh"
 #include "group_sq_norms.cuh"
+#include "modality_cross_entropy.cuh"
+#include "modality_cross_entropy_backward.cuh"
 #include "modality_scores.cuh"
 #include "modulate_.cuh"
 #include "scale_backward.cuh"
@@ -144,6 +146,60 @@ Tensor modality_scores(const std::vector<Tensor>& logits, const Tensor& targets)
   return scores;
 }
 
+void check_devices(const Tensor& targets, const std::optional<Tensor>& class_weights, int32_t device) {
+  check_device("targets", targets, device);
+  if (class_weights.has_value()) check_device("class_weights", *class_weights, device);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(const std::vector<Tensor>& logits,
+                                                                  const Tensor& targets,
+                                                                  const std::optional<Tensor>& class_weights,
+                                                                  int64_t ignore_index, double smoothing) {
+  const ScalarType dtype = real_type(logits);
+  const Targets t = checked_targets(logits, dtype, targets, class_weights, ignore_index, smoothing);
+  const std::vector<TensorRef> refs = references("logits", logits, one_group_each(logits.size()));
+  const int64_t num_modalities = static_cast<int64_t>(logits.size());
+  const int32_t device = logits[0].get_device_index();
+  check_devices(targets, class_weights, device);
+  const DeviceGuard guard(device);
+  const Tensor losses = torch::stable::new_empty(logits[0], {num_modalities}, dtype);
+  const Tensor scores = torch::stable::new_empty(logits[0], {num_modalities}, ScalarType::Float);
+  const Tensor lse = torch::stable::new_empty(logits[0], {num_modalities, t.num_rows}, ScalarType::Double);
+  const Tensor mass = doubles(logits[0], t.num_rows + 1);
+  const Tensor rows = doubles(logits[0], 2 * num_modalities * t.num_rows);
+  STD_CUDA_CHECK(launch_modality_cross_entropy(
+      refs, t, rows.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>(), mass.mutable_data_ptr<double>(),
+      losses.mutable_data_ptr(), scores.mutable_data_ptr<float>(), current_stream(device)));
+  return {losses, scores, lse, mass};
+}
+
+std::vector<Tensor> modality_cross_entropy_backward(const std::vector<Tensor>& logits,
+                                                    const std::vector<int64_t>& loss, const Tensor& targets,
+                                                    const std::optional<Tensor>& class_weights,
+                                                    int64_t ignore_index, double smoothing, const Tensor& lse,
+                                                    const Tensor& mass, const Tensor& grad_losses,
+                                                    const std::optional<Tensor>& weights) {
+  const Targets t =
+      checked_targets(logits, grad_losses.scalar_type(), targets, class_weights, ignore_index, smoothing);
+  const Upstream upstream = checked_upstream(loss, logits.size(), t, lse, mass, grad_losses, weights);
+  std::vector<TensorRef> refs = references("logits", logits, loss);
+  const int32_t device = logits[0].get_device_index();
+  check_devices(targets, class_weights, device);
+  check_device("lse", lse, device);
+  check_device("mass", mass, device);
+  check_device("grad_losses", grad_losses, device);
+  if (weights.has_value()) check_device("weights", *weights, device);
+  const DeviceGuard guard(device);
+  std::vector<Tensor> grads;
+  grads.reserve(logits.size());
+  for (size_t i = 0; i < logits.size(); ++i) {
+    grads.push_back(torch::stable::empty_like(logits[i]));
+    refs[i].out = grads[i].mutable_data_ptr();
+  }
+  STD_CUDA_CHECK(launch_modality_cross_entropy_backward(refs, t, upstream, current_stream(device)));
+  return grads;
+}
+
 std::vector<Tensor> scale_backward(const std::vector<Tensor>& grads, const Tensor& weights) {
   std::vector<TensorRef> refs = references("grads", grads, one_group_each(grads.size()));
   const int32_t device = grads[0].get_device_index();
@@ -211,6 +267,8 @@ STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {
   m.impl("scale_backward", TORCH_BOX(&modgrad::scale_backward));
   m.impl("group_gram", TORCH_BOX(&modgrad::group_gram));
   m.impl("combine_", TORCH_BOX(&modgrad::combine_));
+  m.impl("modality_cross_entropy", TORCH_BOX(&modgrad::modality_cross_entropy));
+  m.impl("modality_cross_entropy_backward", TORCH_BOX(&modgrad::modality_cross_entropy_backward));
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C_cuda(void) {
