@@ -28,6 +28,7 @@ from modgrad.modulator import Modulator
 from modgrad.ops import combine_, group_gram, group_sq_norms, modality_scores, modulate_
 from modgrad.optimizer import ModulatedOptimizer, attach, detach
 from modgrad.records import LastStep
+from modgrad.updates import modulated_adam_, modulated_adamw_, modulated_sgd_
 
 __version__ = version("modgrad")
 
@@ -63,5 +64,8 @@ __all__ = [
     "late_fusion_logits",
     "modality_scores",
     "modulate_",
+    "modulated_adam_",
+    "modulated_adamw_",
+    "modulated_sgd_",
     "scale_backward",
 ]
