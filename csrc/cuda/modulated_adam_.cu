@@ -9,7 +9,7 @@ namespace {
 // One thread a tensor. The only one that touches the step, so that no block of the update meets it half counted.
 template <int kCapacity>
 __global__ void __launch_bounds__(kThreads)
-    adam_tensors_kernel(const __grid_constant__ UpdateList<kCapacity> list, const UpdateOptions options,
+    adam_tensors_kernel(const __grid_constant__ UpdateList<kCapacity> list, const DeviceOptions options,
                         const AdamOptions o, AdamTensor* tensors) {
   const int t = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (t >= list.size || is_skipped(options)) return;
@@ -36,7 +36,7 @@ __device__ __forceinline__ decltype(auto) rounded(const Adam<double>& a) {
 // Four blocks: 64 registers. Three, so 80, for what would spill on sm_100: float64, and noise on 8 bfloat16.
 template <bool kNoise, typename T, typename S, int kCapacity>
 __global__ void __launch_bounds__(kThreads, kNoise || sizeof(T) == 8 ? 3 : 4)
-    modulated_adam_kernel(const __grid_constant__ UpdateList<kCapacity> list, const UpdateOptions options,
+    modulated_adam_kernel(const __grid_constant__ UpdateList<kCapacity> list, const DeviceOptions options,
                           bool amsgrad, const AdamTensor* tensors) {
   using W = wide_t<T>;
   if (is_skipped(options)) return;
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, kNoise || sizeof(T) == 8 ? 3 : 4)
 
 }  // namespace
 
-cudaError_t launch_modulated_adam_(std::vector<UpdateRef> updates, const UpdateOptions& options,
+cudaError_t launch_modulated_adam_(std::vector<UpdateRef> updates, const DeviceOptions& options,
                                    const AdamOptions& adam, AdamTensor* tensors, cudaStream_t stream) {
   sort_for_norms(updates, options);
   cudaError_t error = launch_spread(updates, options, stream);

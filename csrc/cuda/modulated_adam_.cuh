@@ -19,7 +19,7 @@ struct AdamTensor {
 };
 
 cudaError_t launch_modulated_adam_(std::vector<UpdateRef> updates,  // P
-                                   const UpdateOptions& options, const AdamOptions& adam,
+                                   const DeviceOptions& options, const AdamOptions& adam,
                                    AdamTensor* tensors,  // [P], scratch
                                    cudaStream_t stream);
 

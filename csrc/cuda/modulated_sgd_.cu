@@ -8,7 +8,7 @@ namespace {
 // Four blocks: 64 registers.
 template <bool kNoise, typename T, typename S, int kCapacity>
 __global__ void __launch_bounds__(kThreads, 4)
-    modulated_sgd_kernel(const __grid_constant__ UpdateList<kCapacity> list, const UpdateOptions options,
+    modulated_sgd_kernel(const __grid_constant__ UpdateList<kCapacity> list, const DeviceOptions options,
                          const SgdOptions o) {
   using W = wide_t<T>;
   if (is_skipped(options)) return;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 }  // namespace
 
-cudaError_t launch_modulated_sgd_(std::vector<UpdateRef> updates, const UpdateOptions& options, const SgdOptions& sgd,
+cudaError_t launch_modulated_sgd_(std::vector<UpdateRef> updates, const DeviceOptions& options, const SgdOptions& sgd,
                                   cudaStream_t stream) {
   sort_for_norms(updates, options);
   cudaError_t error = launch_spread(updates, options, stream);

@@ -11,7 +11,7 @@ struct SgdOptions {
   bool nesterov, is_first_step;
 };
 
-cudaError_t launch_modulated_sgd_(std::vector<UpdateRef> updates, const UpdateOptions& options, const SgdOptions& sgd,
+cudaError_t launch_modulated_sgd_(std::vector<UpdateRef> updates, const DeviceOptions& options, const SgdOptions& sgd,
                                   cudaStream_t stream);
 
 }  // namespace modgrad

@@ -52,12 +52,12 @@ __device__ __forceinline__ void store_run(T* to, const Run<T, kSize>& run) {
   }
 }
 
-__device__ __forceinline__ bool is_skipped(const UpdateOptions& options) {
+__device__ __forceinline__ bool is_skipped(const DeviceOptions& options) {
   return options.found_inf != nullptr && *options.found_inf != 0;
 }
 
 // How the weight of a group acts on tensor `index` of the whole list.
-__device__ __forceinline__ Weighted weighted(const UpdateOptions& options, int32_t group, int64_t index) {
+__device__ __forceinline__ Weighted weighted(const DeviceOptions& options, int32_t group, int64_t index) {
   const float weight = group < 0 ? 1 : options.weights[group];
   const float noise = group < 0 || options.noise == nullptr ? 0 : options.noise[group];
   return weighted(options.lr_tensor != nullptr ? *options.lr_tensor : options.lr, weight, noise,
@@ -66,18 +66,18 @@ __device__ __forceinline__ Weighted weighted(const UpdateOptions& options, int32
 }
 
 template <typename T>
-constexpr Dtype dtype_of = Dtype::kFloat;
+constexpr Dtype kDtype = Dtype::kFloat;
 template <>
-constexpr Dtype dtype_of<double> = Dtype::kDouble;
+constexpr Dtype kDtype<double> = Dtype::kDouble;
 template <>
-constexpr Dtype dtype_of<__half> = Dtype::kHalf;
+constexpr Dtype kDtype<__half> = Dtype::kHalf;
 template <>
-constexpr Dtype dtype_of<__nv_bfloat16> = Dtype::kBFloat16;
+constexpr Dtype kDtype<__nv_bfloat16> = Dtype::kBFloat16;
 
 // Whether tensor t is a T with states of S.
 template <typename T, typename S, typename List>
 MODGRAD_HD bool has_types(const List& list, int t) {
-  return list.dtype[t] == dtype_of<T> && list.state_dtype[t] == dtype_of<S>;
+  return list.dtype[t] == kDtype<T> && list.state_dtype[t] == kDtype<S>;
 }
 
 // Calls launch(T{}, S{}) for each pair of types in the list; most lists have one. A kernel for all of them
@@ -112,7 +112,7 @@ struct Modulation {
 };
 
 template <typename W, typename List>
-__device__ __forceinline__ Modulation<W> modulation(const List& list, int t, const UpdateOptions& options,
+__device__ __forceinline__ Modulation<W> modulation(const List& list, int t, const DeviceOptions& options,
                                                     double gradient, double noise) {
   return {static_cast<W>(gradient), static_cast<W>(noise), noise != 0 ? static_cast<uint64_t>(*options.seed) : 0,
           list.stream[t]};
@@ -227,7 +227,7 @@ struct ChunkUpdate {
 };
 
 // The chunk's squares, from those of the block's threads.
-__device__ __forceinline__ void store_squares(const UpdateOptions& options, int64_t chunk, Squares squares) {
+__device__ __forceinline__ void store_squares(const DeviceOptions& options, int64_t chunk, Squares squares) {
   squares.grad = reduce<kThreads>(squares.grad, Add());
   squares.param = reduce<kThreads>(squares.param, Add());
   if (threadIdx.x == 0) options.squares[chunk] = squares;

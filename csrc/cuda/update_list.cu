@@ -10,7 +10,7 @@ namespace {
 // One block a group.
 template <int kCapacity>
 __global__ void __launch_bounds__(kThreads)
-    update_norms_kernel(const __grid_constant__ GroupList<kCapacity> list, const UpdateOptions options) {
+    update_norms_kernel(const __grid_constant__ GroupList<kCapacity> list, const DeviceOptions options) {
   if (options.found_inf != nullptr && *options.found_inf != 0) return;
   const int64_t end = list.first_chunk[blockIdx.x + 1];
   Squares sum;
@@ -30,11 +30,11 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void sort_for_norms(std::vector<UpdateRef>& updates, const UpdateOptions& options) {
+void sort_for_norms(std::vector<UpdateRef>& updates, const DeviceOptions& options) {
   if (options.sq_norms != nullptr) sort_by_group(updates);
 }
 
-cudaError_t launch_spread(const std::vector<UpdateRef>& updates, const UpdateOptions& options, cudaStream_t stream) {
+cudaError_t launch_spread(const std::vector<UpdateRef>& updates, const DeviceOptions& options, cudaStream_t stream) {
   if (options.noise == nullptr) return cudaSuccess;
   std::vector<TensorRef> grads;
   grads.reserve(updates.size());
@@ -42,7 +42,7 @@ cudaError_t launch_spread(const std::vector<UpdateRef>& updates, const UpdateOpt
   return launch_deviations(grads, options.noise, options.spread, options.deviation, stream);
 }
 
-cudaError_t launch_norms(const std::vector<UpdateRef>& updates, const UpdateOptions& options, cudaStream_t stream) {
+cudaError_t launch_norms(const std::vector<UpdateRef>& updates, const DeviceOptions& options, cudaStream_t stream) {
   if (options.sq_norms == nullptr) return cudaSuccess;
   return for_each_group_list(updates, options.num_groups, [&](const auto& list) {
     update_norms_kernel<<<list.size, kThreads, 0, stream>>>(list, options);

@@ -52,7 +52,7 @@ struct Squares {
 };
 
 // What all updates take besides the parameters. Null pointers: without it.
-struct UpdateOptions {
+struct DeviceOptions {
   const float* weights;  // [M]
   double lr;
   bool maximize, scale_update;
@@ -72,12 +72,12 @@ struct UpdateOptions {
 
 // By group where norms are wanted, so that the sums of one group stand side by side. Called before anything
 // is launched: chunks and scratch are counted in the order of the list.
-void sort_for_norms(std::vector<UpdateRef>& updates, const UpdateOptions& options);
+void sort_for_norms(std::vector<UpdateRef>& updates, const DeviceOptions& options);
 
 // The spread of the gradients that get noise, before the update.
-cudaError_t launch_spread(const std::vector<UpdateRef>& updates, const UpdateOptions& options, cudaStream_t stream);
+cudaError_t launch_spread(const std::vector<UpdateRef>& updates, const DeviceOptions& options, cudaStream_t stream);
 
 // The norms from the squares that the update left.
-cudaError_t launch_norms(const std::vector<UpdateRef>& updates, const UpdateOptions& options, cudaStream_t stream);
+cudaError_t launch_norms(const std::vector<UpdateRef>& updates, const DeviceOptions& options, cudaStream_t stream);
 
 }  // namespace modgrad
