@@ -130,7 +130,7 @@ def modulated_adamw_(shapes: str, device: str, dtype: torch.dtype) -> Case:
         providers[f"{name}, norms"] = lambda b=name: ours(b, sq_norms=sq_norms)
 
     def check() -> None:
-        """The states after one step from one start; of the first provider, those without weights."""
+        """The first moments after one step; those of the first provider are without weights."""
         for name, provider in providers.items():
             for tensors in (first, second, steps):
                 torch._foreach_zero_(tensors)

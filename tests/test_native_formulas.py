@@ -1,4 +1,4 @@
-"""csrc/math.h, csrc/plan.h and csrc/updates.h, compiled for the CPU and compared with known answers and float64."""
+"""The formulas of csrc, compiled for the CPU, against known answers and float64."""
 
 import importlib.util
 import os
