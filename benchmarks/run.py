@@ -47,6 +47,7 @@ def all_cases(device: str, quick: bool) -> Iterator[tuple[cases.Case, int]]:
         for shapes in ("1000 small", "2x resnet18"):
             yield cases.group_sq_norms(shapes, device, dtype), rounds
             yield cases.modulate_(shapes, device, dtype), rounds
+            yield cases.modulated_adamw_(shapes, device, dtype), rounds
     yield cases.training_step(device, 16, 112 if device == "cpu" else 224), 3 if quick else 40
 
 
