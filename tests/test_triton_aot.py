@@ -18,12 +18,16 @@ READS = {
     "_scale_backward_kernel",
     "_group_gram_kernel",
     "_combine_kernel",
+    "_modulated_sgd_kernel",
+    "_modulated_adam_kernel",
 }
 WRITES = {
     "_modulate_kernel",
     "_modulate_noise_kernel",
     "_scale_backward_kernel",
     "_combine_kernel",
+    "_modulated_sgd_kernel",
+    "_modulated_adam_kernel",
 }
 
 

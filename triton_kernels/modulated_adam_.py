@@ -108,7 +108,7 @@ def _modulated_adam_kernel(
 ) -> None:
     """p <- p - step_size m / (sqrt(v) / sqrt(bias) + eps), after m and v took the gradient."""
     if tl.load(found_inf) == 0.0:
-        tensor, first, count, group, slot = read_row(rows)
+        tensor, first, count, _, slot = read_row(rows)
         of_tensor = tensors + tensor * PER_TENSOR
         _, g = load_list(table, num_tensors, 3, tensor, first, count, DTYPE, CHUNK)
         param, p = load_list(table, num_tensors, 2, tensor, first, count, DTYPE, CHUNK)

@@ -94,7 +94,7 @@ def seen(
 ) -> tl.tensor:
     """The gradient that the optimizer sees: weight g + amount z."""
     x = weight.to(grad.dtype) * grad
-    if NOISE:
+    if NOISE:  # noqa: SIM102 - known to the compiler, unlike the other
         if amount != 0.0:
             stream = tl.load(entry(table, num_tensors, 0) + tensor)
             x += amount.to(grad.dtype) * normals(tl.load(seed), stream, first, CHUNK)

@@ -18,13 +18,18 @@ __global__ void __launch_bounds__(kThreads, 4)
     const int t = chunk.tensor;
     if (!has_types<T, S>(list, t)) continue;
     const Weighted w = weighted(options, list.group[t], list.first_tensor + t);
-    const Sgd<W> sgd = modgrad::sgd<W>(w.rate, o.momentum, o.dampening, o.weight_decay, o.nesterov, o.is_first_step);
+    const Sgd<W> sgd = modgrad::sgd<W>(w.rate, o.momentum, o.dampening, o.weight_decay, o.is_first_step);
     const Modulation<W> m = modulation<W>(list, t, options, w.gradient, w.noise);
     const bool measured = options.squares != nullptr && list.group[t] >= 0;
     Squares squares;
     if (o.has_momentum)
       squares = ChunkUpdate<kNoise, T, S, 1>(list, chunk, m, !o.is_first_step, measured)(
-          [&](W x, W& p, W(&s)[1]) { sgd_element(sgd, x, p, s[0]); });
+          [&](W x, W& p, W(&s)[1]) {
+            if (o.nesterov)
+              sgd_element<true>(sgd, x, p, s[0]);
+            else
+              sgd_element<false>(sgd, x, p, s[0]);
+          });
     else
       squares = ChunkUpdate<kNoise, T, S, 0>(list, chunk, m, false, measured)(
           [&](W x, W& p, W(&)[1]) { sgd_element(sgd, x, p); });
