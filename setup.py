@@ -69,7 +69,8 @@ def extensions() -> dict[str, object]:
         missing("C++ compiler", "pure-Python build", MODE != "auto")
         return {}
 
-    cxx = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", TORCH_TARGET]
+    # no errno: a loop with a square root that could set it is not vectorised
+    cxx = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", TORCH_TARGET]
     headers = sorted(str(p) for p in Path("csrc").rglob("*.[hc]*") if p.suffix in {".h", ".cuh"})
     modules = [
         cpp_extension.CppExtension(
@@ -88,7 +89,7 @@ def extensions() -> dict[str, object]:
         modules.append(
             cpp_extension.CppExtension(
                 "modgrad._C_cuda",
-                ["csrc/cuda/bindings.cpp", *sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))],
+                sorted(str(p) for p in Path("csrc/cuda").glob("*.c[pu]*") if p.suffix != ".cuh"),
                 include_dirs=[str(cuda_home / "include")],
                 library_dirs=[str(cuda_home / "lib64")],
                 # static: the wheel must not depend on which CUDA runtime torch carries

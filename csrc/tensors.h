@@ -23,9 +23,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Whether the elements fill one block of memory, in whatever order of dimensions.
-inline bool is_dense(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return true;
-  const auto sizes = tensor.sizes(), strides = tensor.strides();
+inline bool is_dense(torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                     torch::headeronly::IntHeaderOnlyArrayRef strides) {
   std::vector<int64_t> order(sizes.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides[a] < strides[b]; });
@@ -36,6 +35,10 @@ inline bool is_dense(const Tensor& tensor) {
     expected *= sizes[d];
   }
   return true;
+}
+
+inline bool is_dense(const Tensor& tensor) {
+  return tensor.is_contiguous() || is_dense(tensor.sizes(), tensor.strides());
 }
 
 inline std::vector<int64_t> checked_sizes(const char* name, const std::vector<Tensor>& tensors) {

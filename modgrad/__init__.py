@@ -51,6 +51,7 @@ from modgrad.responses import (
     mono_modal_responses,
     present_mask,
 )
+from modgrad.updates import modulated_adam_, modulated_adamw_, modulated_sgd_
 
 __version__ = version("modgrad")
 
@@ -106,6 +107,9 @@ __all__ = [
     "modality_cross_entropy",
     "modality_scores",
     "modulate_",
+    "modulated_adam_",
+    "modulated_adamw_",
+    "modulated_sgd_",
     "mono_modal_responses",
     "present_mask",
     "scale_backward",

@@ -1,19 +1,14 @@
 """The CUDA kernels' own sources, run on the CPU by tests/native/emulator, where there is no GPU."""
 
-import os
 from itertools import product
-from pathlib import Path
 
 import inputs
 import numpy as np
 import pytest
 import torch
-from native.emulator.build import build, find_headers
-from native.emulator.emulator import Emulator
+from fences import copies, fenced, fences_stand
 
 from modgrad.backends import reference
-
-SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
 
 # Around packs of 2 to 8 elements, blocks of 256 threads and chunks of 16384 elements.
 SIZES = [0, 1, 3, 7, 255, 256, 257, 16383, 16384, 16385, 40_001]
@@ -33,52 +28,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    include = find_headers()
-    if include is None:
-        reason = "no CUDA headers in CUDA_HOME, beside the nvcc on PATH or in /usr/local/cuda"
-        if os.environ.get("MODGRAD_REQUIRE_NVCC") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return Emulator(build(SOURCE / "csrc", include, tmp_path_factory.mktemp("emulator")))
-
-
-@pytest.fixture
-def emulator(built):
-    built.seed(0)
-    return built
-
-
 @pytest.fixture
 def ops(emulator):
     return emulator.ops
-
-
-# What stands around every tensor. A read of it shows in the result, a write to it in fences_stand.
-FENCE = 8192
-
-
-def fenced(values, offset):
-    """A copy of ``values`` [n] in a larger tensor, ``offset`` elements past a 16-byte boundary."""
-    whole = torch.full((len(values) + 24,), FENCE, dtype=values.dtype)
-    assert whole.data_ptr() % 16 == 0
-    view = whole[8 + offset : 8 + offset + len(values)]
-    view.copy_(values)
-    return view
-
-
-def fences_stand(tensors):
-    for tensor in tensors:
-        whole = tensor._base.clone()
-        whole[tensor.storage_offset() :][: tensor.numel()] = FENCE
-        if not (whole == FENCE).all():
-            return False
-    return True
-
-
-def copies(tensors):
-    return [fenced(t, t.storage_offset() - 8) for t in tensors]
 
 
 def every_view(n):

@@ -15,10 +15,16 @@ ALLOWED = {
     "modgrad.backends.layout": set(),
     "modgrad.backends.philox": set(),
     "modgrad.backends.fake": {"modgrad.backends.protocol"},
+    "modgrad.backends.elements": {"modgrad.backends.philox"},
+    "modgrad.backends.reference_updates": {
+        "modgrad.backends.elements",
+        "modgrad.backends.layout",
+    },
     "modgrad.backends.reference": {
+        "modgrad.backends.elements",
         "modgrad.backends.fake",
         "modgrad.backends.layout",
-        "modgrad.backends.philox",
+        "modgrad.backends.reference_updates",
     },
     "modgrad.backends.native": {"modgrad.backends.fake", "modgrad._C", "modgrad._C_cuda"},
     "modgrad.backends.triton": {
@@ -30,6 +36,13 @@ ALLOWED = {
     "modgrad.checks": set(),
     "modgrad.table": set(),
     "modgrad.ops": {"modgrad.backends", "modgrad.checks"},
+    "modgrad.update_lists": {"modgrad.backends.layout", "modgrad.checks"},
+    "modgrad.updates": {
+        "modgrad.backends",
+        "modgrad.checks",
+        "modgrad.ops",
+        "modgrad.update_lists",
+    },
     "modgrad.autograd": {"modgrad.ops", "modgrad.checks"},
     "modgrad.losses": {"modgrad.backends", "modgrad.checks", "modgrad.late_fusion"},
     "modgrad.balancers": {"modgrad.balancers"},

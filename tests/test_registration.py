@@ -18,6 +18,24 @@ def samples(device):
     lse = torch.stack([x.double().logsumexp(1) for x in logits])
     mass = torch.tensor([1.0, 1.0, 0.0, 1.0, 3.0], device=device, dtype=torch.float64)
     upstream = torch.tensor([0.5, 2.0, 1.0], device=device)
+    params, first, second, largest = (
+        [torch.rand(3, 4, device=device), torch.rand(7, device=device)] for _ in range(4)
+    )
+    steps = [torch.tensor(3.0, device=device), torch.tensor(0.0, device=device)]
+    one = torch.ones(1, device=device)
+    every_option = {
+        "scale_update": True,
+        "lr_tensor": one / 10,
+        "grad_scale": 2 * one,
+        "found_inf": 0 * one,
+        "noise": noise,
+        "seed": seed,
+        "stream": [3, 2],
+        "sq_norms": torch.zeros(2, 2, dtype=torch.float64, device=device),
+    }
+    sgd = (params, grads, first, [1, -1], weights, 0.1, 0.9, 0.1, 0.01, True, False, False)
+    adam = (params, grads, first, second)
+    decay = (steps, [1, -1], weights, 0.1, 0.9, 0.99, 1e-8, 0.01)
     return {
         "group_sq_norms": [(grads, [0, 1], 3)],
         "modulate_": [(grads, [1, 0], weights), (grads, [1, 0], weights, noise, seed)],
@@ -42,6 +60,11 @@ def samples(device):
                 torch.randn(2, 2, device=device),
             )
         ],
+        "modulated_sgd_": [sgd, (sgd, every_option)],
+        "modulated_adam_": [
+            (*adam, [], *decay, True, False),
+            ((*adam, largest, *decay, False, True), every_option),
+        ],
     }
 
 
@@ -49,7 +72,9 @@ def samples(device):
 def test_opcheck(backend, device, op):
     for arguments in samples(device)[op]:
         registered = getattr(getattr(torch.ops, f"modgrad_{backend}"), op).default
-        torch.library.opcheck(registered, arguments)
+        options = arguments[-1] if isinstance(arguments[-1], dict) else {}
+        positional = arguments[0] if options else arguments
+        torch.library.opcheck(registered, positional, options)
 
 
 def test_every_op_has_samples():

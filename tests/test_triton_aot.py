@@ -22,6 +22,8 @@ READS = {
     "_cross_entropy_rows_kernel/soft",
     "_cross_entropy_backward_kernel",
     "_cross_entropy_backward_kernel/soft",
+    "_modulated_sgd_kernel",
+    "_modulated_adam_kernel",
 }
 WRITES = {
     "_modulate_kernel",
@@ -30,6 +32,8 @@ WRITES = {
     "_combine_kernel",
     "_cross_entropy_backward_kernel",
     "_cross_entropy_backward_kernel/soft",
+    "_modulated_sgd_kernel",
+    "_modulated_adam_kernel",
 }
 
 

@@ -32,7 +32,9 @@ TWO_CHUNK_OPTIONS = {**OPTIONS, "num_warps": 16}
 BLOCK = 1024
 ROW_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
-Launches = tuple[tuple[tl.dtype, Tensor], ...]  # the rows of each dtype: one launch each
+# a dtype, or those of a tensor and of what stands beside it
+Kind = torch.dtype | tuple[torch.dtype, ...]
+Launches = tuple[tuple[Any, Tensor], ...]  # the rows of each kind: one launch each
 
 
 class ChunkTable(NamedTuple):
@@ -83,27 +85,37 @@ def stream_id(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-def by_dtype(
-    dtypes: Sequence[torch.dtype], rows: NDArray[np.int64], device: torch.device
-) -> Launches:
-    """The rows of the tensors of each dtype; column 0 is the tensor."""
+def by_dtype(dtypes: Sequence[Kind], rows: NDArray[np.int64], device: torch.device) -> Launches:
+    """The rows of the tensors of each kind; column 0 is the tensor."""
     found = list(dict.fromkeys(dtypes))
     kind = np.array([found.index(d) for d in dtypes])[rows[:, 0]]
-    picked = ((DTYPES[dtype], rows[kind == i]) for i, dtype in enumerate(found))
+    picked = ((_of_triton(dtype), rows[kind == i]) for i, dtype in enumerate(found))
     return tuple((dtype, upload(r, device)) for dtype, r in picked if len(r) > 0)
 
 
-def chunk_table(tensors: Sequence[Tensor], group: Sequence[int], num_groups: int) -> ChunkTable:
+def _of_triton(kind: Kind) -> Any:
+    return tuple(map(DTYPES.get, kind)) if isinstance(kind, tuple) else DTYPES[kind]
+
+
+def chunk_table(
+    tensors: Sequence[Tensor],
+    group: Sequence[int],
+    num_groups: int,
+    beside: Sequence[Tensor] | None = None,
+) -> ChunkTable:
+    """Group -1 is in no range of ``groups``. With ``beside``, launches are by pairs of dtypes."""
     device = tensors[0].device
     sizes = tuple(t.numel() for t in tensors)
-    dtypes = tuple(t.dtype for t in tensors)
-    return _chunk_table(sizes, dtypes, tuple(group), num_groups, device, stream_id(device))
+    kinds: tuple[Kind, ...] = tuple(t.dtype for t in tensors)
+    if beside is not None:
+        kinds = tuple((t.dtype, b.dtype) for t, b in zip(tensors, beside, strict=True))
+    return _chunk_table(sizes, kinds, tuple(group), num_groups, device, stream_id(device))
 
 
 @lru_cache(maxsize=64)
 def _chunk_table(
     sizes: tuple[int, ...],
-    dtypes: tuple[torch.dtype, ...],
+    dtypes: tuple[Kind, ...],
     group: tuple[int, ...],
     num_groups: int,
     device: torch.device,

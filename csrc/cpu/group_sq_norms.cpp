@@ -1,6 +1,7 @@
 // Sums of squares per group: one pass, float64, one partial sum a chunk, added in the order of chunks.
 #include "../tensors.h"
 #include "parallel.h"
+#include "squares.h"
 
 namespace modgrad {
 namespace {
@@ -21,6 +22,8 @@ inline __attribute__((always_inline)) double sum_of_squares(const T* x, int64_t 
   return sum;
 }
 
+}  // namespace
+
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
@@ -28,6 +31,8 @@ MODGRAD_CLONES double squares(const float* x, int64_t n) { return sum_of_squares
 MODGRAD_CLONES double squares(const double* x, int64_t n) { return sum_of_squares(x, n); }
 MODGRAD_CLONES double squares(const Half* x, int64_t n) { return sum_of_squares(x, n); }
 MODGRAD_CLONES double squares(const BFloat16* x, int64_t n) { return sum_of_squares(x, n); }
+
+namespace {
 
 Tensor group_sq_norms(const std::vector<Tensor>& tensors, const std::vector<int64_t>& group, int64_t num_groups) {
   const Plan plan = make_plan(checked_sizes("tensors", tensors));

@@ -1,45 +1,12 @@
 // g <- w g, or w g + a std(g) z: two passes with noise (the spread, then the update), one without.
 #include <optional>
 
-#include "../math.h"
 #include "../tensors.h"
-#include "parallel.h"
 #include "scale.h"
+#include "spread.h"
 
 namespace modgrad {
 namespace {
-
-template <typename T>
-Spread spread(const T* x, int64_t n, double shift) {
-  Spread s;
-  for (int64_t i = 0; i < n; ++i) {
-    const double d = static_cast<double>(x[i]) - shift;
-    s.sum += d;
-    s.squares += d * d;
-  }
-  return s;
-}
-
-// Standard deviation of each tensor, from sums per chunk that are added in the order of chunks.
-std::vector<double> standard_deviations(const Plan& plan, const std::vector<Tensor>& tensors,
-                                        const std::vector<int64_t>& sizes) {
-  std::vector<Spread> partial(plan.chunks.size());
-  for_each_chunk(plan, [&](int64_t c, const Chunk& chunk) {
-    const Tensor& tensor = tensors[chunk.tensor];
-    MODGRAD_DISPATCH_FLOATS(tensor.scalar_type(), "modulate_", [&] {
-      const scalar_t* x = tensor.const_data_ptr<scalar_t>();
-      partial[c] = spread(x + chunk.begin, chunk.size, static_cast<double>(x[0]));
-    });
-  });
-  std::vector<Spread> total(tensors.size());
-  for (size_t c = 0; c < partial.size(); ++c) {
-    total[plan.chunks[c].tensor].sum += partial[c].sum;
-    total[plan.chunks[c].tensor].squares += partial[c].squares;
-  }
-  std::vector<double> std(tensors.size());
-  for (size_t t = 0; t < tensors.size(); ++t) std[t] = standard_deviation(total[t], sizes[t]);
-  return std;
-}
 
 // Chunks begin at multiples of 4, so a quad of normals never straddles two of them.
 template <typename T>
@@ -77,7 +44,15 @@ void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& gro
   // An element with noise costs some 12 ns, a hundred times one without.
   const Plan plan = make_plan(sizes, kChunkSize, a != nullptr ? kStreamingTask / 64 : kStreamingTask);
   std::vector<double> std;
-  if (a != nullptr) std = standard_deviations(plan, grads, sizes);
+  if (a != nullptr)
+    std = standard_deviations(plan, sizes, [&](const Chunk& chunk) {
+      Spread s;
+      MODGRAD_DISPATCH_FLOATS(grads[chunk.tensor].scalar_type(), "modulate_", [&] {
+        const scalar_t* x = grads[chunk.tensor].const_data_ptr<scalar_t>();
+        s = spread(x + chunk.begin, chunk.size, static_cast<double>(x[0]));
+      });
+      return s;
+    });
   for_each_chunk(plan, [&](int64_t, const Chunk& chunk) {
     const Tensor& grad = grads[chunk.tensor];
     const int64_t g = group[chunk.tensor];

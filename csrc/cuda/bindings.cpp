@@ -1,14 +1,11 @@
 // The Python module modgrad._C_cuda: tensors to launchers. Importing it registers the CUDA kernels.
 #include <Python.h>
-#include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
 
 #include <limits>
 #include <optional>
 
 #include "../cross_entropy.h"
+#include "arguments.h"
 #include "combine_.cuh"
 #include "group_gram.cuh"
 #include "group_sq_norms.cuh"
@@ -21,29 +18,6 @@
 namespace modgrad {
 namespace {
 
-using torch::stable::accelerator::DeviceGuard;
-
-cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-Dtype dtype_of(const char* name, size_t t, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat;
-    case ScalarType::Double: return Dtype::kDouble;
-    case ScalarType::Half: return Dtype::kHalf;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    default: STD_TORCH_CHECK(false, "`", name, "[", t, "]` must be float32, float64, float16 or bfloat16");
-  }
-}
-
-void check_device(const char* name, const Tensor& tensor, int32_t device) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device, "`", name,
-                  "` must be on one CUDA device with all other arguments");
-}
-
 // `in` is set, `out` is null.
 std::vector<TensorRef> references(const char* name, const std::vector<Tensor>& tensors,
                                   const std::vector<int64_t>& group) {
@@ -55,7 +29,7 @@ std::vector<TensorRef> references(const char* name, const std::vector<Tensor>& t
     check_device(name, tensors[t], device);
     STD_TORCH_CHECK(group[t] <= std::numeric_limits<int32_t>::max(), "`group[", t, "]` is ", group[t]);
     out.push_back({tensors[t].const_data_ptr(), nullptr, sizes[t], static_cast<int32_t>(group[t]),
-                   dtype_of(name, t, tensors[t])});
+                   dtype_of(tensors[t].scalar_type())});
   }
   return out;
 }
@@ -79,10 +53,6 @@ LossRefs loss_references(const std::vector<Tensor>& grads, const ByParameter& by
     sorted.loss.push_back(static_cast<int32_t>(loss[i]));
   }
   return sorted;
-}
-
-Tensor doubles(const Tensor& like, int64_t size) {
-  return torch::stable::new_empty(like, {size}, ScalarType::Double);
 }
 
 Tensor group_sq_norms(const std::vector<Tensor>& tensors, const std::vector<int64_t>& group,

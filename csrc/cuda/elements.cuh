@@ -32,6 +32,7 @@ __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162floa
 
 __device__ __forceinline__ void narrow(float x, float& out) { out = x; }
 __device__ __forceinline__ void narrow(double x, double& out) { out = x; }
+__device__ __forceinline__ void narrow(double x, float& out) { out = static_cast<float>(x); }
 __device__ __forceinline__ void narrow(float x, __half& out) { out = __float2half_rn(x); }
 __device__ __forceinline__ void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
 

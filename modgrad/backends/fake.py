@@ -96,6 +96,17 @@ def _modality_cross_entropy_backward(
     return [torch.empty_like(x) for x in logits]
 
 
+def _update(params: Sequence[Tensor], grads: Sequence[Tensor], *rest: Any, **options: Any) -> None:
+    """Of every fused update: what it changes is in its schema."""
+    _one_device([*params, *grads, *(x for value in rest for x in _tensors_in(value))])
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [x for x in value if isinstance(x, Tensor)] if isinstance(value, list) else []
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "group_sq_norms": _group_sq_norms,
     "modulate_": _modulate_,
@@ -105,6 +116,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "combine_": _combine_,
     "modality_cross_entropy": _modality_cross_entropy,
     "modality_cross_entropy_backward": _modality_cross_entropy_backward,
+    "modulated_sgd_": _update,
+    "modulated_adam_": _update,
 }
 
 

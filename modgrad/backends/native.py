@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,3 +111,11 @@ def modality_cross_entropy_backward(
         logits, loss, *options, lse, mass, grad_losses, weights
     )
     return grads
+
+
+def modulated_sgd_(*args: Any, **options: Any) -> None:
+    _ops.modulated_sgd_(*args, **options)
+
+
+def modulated_adam_(*args: Any, **options: Any) -> None:
+    _ops.modulated_adam_(*args, **options)

@@ -10,6 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+# What both updates end in: where weights act, and what is read on the device.
+_UPDATE_OPTIONS = (
+    " bool maximize, bool scale_update=False, Tensor? lr_tensor=None, Tensor? grad_scale=None,"
+    " Tensor? found_inf=None, Tensor? noise=None, Tensor? seed=None, int[]? stream=None,"
+    " Tensor(z!)? sq_norms=None) -> ()"
+)
+
 # The torch schema of every op, once; registered as modgrad_<backend>::<op>.
 SCHEMAS = {
     "group_sq_norms": "(Tensor[] tensors, int[] group, int num_groups) -> Tensor",
@@ -39,6 +46,19 @@ SCHEMAS = {
         "(Tensor[] logits, int[] loss, Tensor targets, Tensor? class_weights, int ignore_index,"
         " float label_smoothing, Tensor lse, Tensor mass, Tensor grad_losses, Tensor? weights)"
         " -> Tensor[]"
+    ),
+    # group -1: shared. No momentum_buffers: no momentum. lr_tensor stands in for lr.
+    "modulated_sgd_": (
+        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, int[] group,"
+        " Tensor weights, float lr, float momentum, float dampening, float weight_decay,"
+        " bool nesterov, bool is_first_step," + _UPDATE_OPTIONS
+    ),
+    # No max_exp_avg_sqs: no amsgrad. decoupled: AdamW.
+    "modulated_adam_": (
+        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+        " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] state_steps, int[] group, Tensor weights,"
+        " float lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled,"
+        + _UPDATE_OPTIONS
     ),
 }
 
@@ -108,3 +128,54 @@ class Backend(Protocol):
         grad_losses: Tensor,
         weights: Tensor | None,
     ) -> list[Tensor]: ...
+
+    def modulated_sgd_(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        momentum_buffers: Sequence[Tensor],
+        group: Sequence[int],
+        weights: Tensor,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+        is_first_step: bool,
+        maximize: bool,
+        scale_update: bool = False,
+        lr_tensor: Tensor | None = None,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        noise: Tensor | None = None,
+        seed: Tensor | None = None,
+        stream: Sequence[int] | None = None,
+        sq_norms: Tensor | None = None,
+    ) -> None: ...
+
+    def modulated_adam_(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        exp_avg_sqs: Sequence[Tensor],
+        max_exp_avg_sqs: Sequence[Tensor],
+        state_steps: Sequence[Tensor],
+        group: Sequence[int],
+        weights: Tensor,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+        maximize: bool,
+        scale_update: bool = False,
+        lr_tensor: Tensor | None = None,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        noise: Tensor | None = None,
+        seed: Tensor | None = None,
+        stream: Sequence[int] | None = None,
+        sq_norms: Tensor | None = None,
+    ) -> None: ...

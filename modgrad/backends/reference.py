@@ -5,18 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from modgrad.backends.elements import wide, with_noise
 from modgrad.backends.fake import register
 from modgrad.backends.layout import flat
-from modgrad.backends.philox import normals
+from modgrad.backends.reference_updates import modulated_adam_ as modulated_adam_
+from modgrad.backends.reference_updates import modulated_sgd_ as modulated_sgd_
 
 
 def unusable(device: torch.device) -> str | None:
     return None
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which an element is computed: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def group_sq_norms(tensors: Sequence[Tensor], group: Sequence[int], num_groups: int) -> Tensor:
@@ -36,25 +33,22 @@ def modulate_(
     seed: Tensor | None = None,
 ) -> None:
     for index, (grad, g) in enumerate(zip(grads, group, strict=True)):
-        x = flat(grad).to(_wide(grad.dtype))
+        x = flat(grad).to(wide(grad.dtype))
         scaled = x * weights[g].to(x.dtype)
-        if noise is not None and seed is not None and x.numel() > 0:
-            # The n - 1 form; a single element has no spread.
-            std = x.double().std() if x.numel() > 1 else torch.zeros_like(x[0])
-            added = (noise[g] * std).to(x.dtype) * normals(seed, index, x.numel()).to(x.dtype)
-            scaled = torch.where(noise[g] == 0, scaled, scaled + added)
+        if noise is not None and seed is not None:
+            scaled = with_noise(scaled, x, noise[g], seed, index)
         flat(grad).copy_(scaled)
 
 
 def modality_scores(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
     index = targets.long()[:, None]
-    rows = [x.to(_wide(x.dtype)).softmax(dim=1).gather(1, index) for x in logits]
+    rows = [x.to(wide(x.dtype)).softmax(dim=1).gather(1, index) for x in logits]
     return torch.stack([p.double().mean().float() for p in rows])
 
 
 def scale_backward(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
     return [
-        (grad.to(_wide(grad.dtype)) * weight.to(_wide(grad.dtype))).to(grad.dtype)
+        (grad.to(wide(grad.dtype)) * weight.to(wide(grad.dtype))).to(grad.dtype)
         for grad, weight in zip(grads, weights.unbind(), strict=True)
     ]
 
@@ -87,7 +81,7 @@ def combine_(
     group: Sequence[int],
     weights: Tensor,
 ) -> None:
-    sums = [torch.zeros_like(flat(x), dtype=_wide(x.dtype)) for x in out]
+    sums = [torch.zeros_like(flat(x), dtype=wide(x.dtype)) for x in out]
     order = sorted(range(len(grads)), key=lambda i: (tensor[i], loss[i]))
     for i in order:
         sum_, weight = sums[tensor[i]], weights[group[tensor[i]], loss[i]]
@@ -182,5 +176,7 @@ _OPS = (
     combine_,
     modality_cross_entropy,
     modality_cross_entropy_backward,
+    modulated_sgd_,
+    modulated_adam_,
 )
 register("reference", {op.__name__: op for op in _OPS})

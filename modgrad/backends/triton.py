@@ -31,10 +31,10 @@ def unusable(device: torch.device) -> str | None:
 def _launcher(op: str) -> Callable[..., Any]:
     """The launcher of an op, imported at its first call: importing modgrad imports no triton."""
 
-    def launch(*args: Any) -> Any:
+    def launch(*args: Any, **options: Any) -> Any:
         module = import_module(f"modgrad.triton_kernels.{op}")
         with np.errstate(all="ignore"):  # the interpreter's numpy warns where inf and NaN arise
-            return getattr(module, f"launch_{op}")(*args)
+            return getattr(module, f"launch_{op}")(*args, **options)
 
     return launch
 
@@ -43,11 +43,11 @@ _LAUNCHERS = {op: _launcher(op) for op in SCHEMAS}
 register("triton", _LAUNCHERS)
 
 
-def _call(op: str, *args: Any) -> Any:
+def _call(op: str, *args: Any, **options: Any) -> Any:
     """Launch; under torch.compile as one opaque op, whose schema says what it changes."""
     if torch.compiler.is_compiling():
-        return getattr(torch.ops.modgrad_triton, op)(*args)
-    return _LAUNCHERS[op](*args)
+        return getattr(torch.ops.modgrad_triton, op)(*args, **options)
+    return _LAUNCHERS[op](*args, **options)
 
 
 def group_sq_norms(tensors: Sequence[Tensor], group: Sequence[int], num_groups: int) -> Tensor:
@@ -135,3 +135,11 @@ def modality_cross_entropy_backward(
         weights,
     )
     return grads
+
+
+def modulated_sgd_(*args: Any, **options: Any) -> None:
+    _call("modulated_sgd_", *args, **options)
+
+
+def modulated_adam_(*args: Any, **options: Any) -> None:
+    _call("modulated_adam_", *args, **options)

@@ -1,0 +1,105 @@
+// Adam and AdamW with the weight of each parameter's group folded in: one pass.
+#include "update.h"
+
+namespace modgrad {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+template <typename T, typename S>
+struct Pointers {
+  T* param;
+  const T* grad;
+  S *m, *v, *largest;
+};
+
+template <bool kAmsgrad, bool kNoise, typename T, typename S>
+inline __attribute__((always_inline)) void step(Pointers<T, S> at, const wide_t<T>* added_, int64_t n, wide_t<T> weight,
+                                                const Adam<wide_t<T>>& a_) {
+  using W = wide_t<T>;
+  T* __restrict__ param = at.param;
+  const T* __restrict__ grad = at.grad;
+  S* __restrict__ first = at.m;
+  S* __restrict__ second = at.v;
+  S* __restrict__ largest = at.largest;
+  const W* __restrict__ added = added_;
+  const Adam<W> a = a_;
+  for (int64_t i = 0; i < n; ++i) {
+    W x = static_cast<W>(grad[i]) * weight;
+    if (kNoise) x += added[i];
+    W p = static_cast<W>(param[i]), m = static_cast<W>(first[i]), v = static_cast<W>(second[i]);
+    W used = adam_moments(a, x, p, m, v);
+    first[i] = static_cast<S>(m);
+    second[i] = static_cast<S>(v);
+    if (kAmsgrad) {
+      used = larger(static_cast<W>(largest[i]), used);
+      largest[i] = static_cast<S>(used);
+    }
+    adam_parameter(a, p, m, used);
+    param[i] = static_cast<T>(p);
+  }
+}
+
+#define MODGRAD_ADAM(T, S)                                                                                        \
+  MODGRAD_CLONES void update(Pointers<T, S> at, const wide_t<T>* added, int64_t n, wide_t<T> weight,              \
+                             const Adam<wide_t<T>>& a) {                                                          \
+    if (at.largest != nullptr)                                                                                    \
+      added != nullptr ? step<true, true>(at, added, n, weight, a) : step<true, false>(at, added, n, weight, a);  \
+    else                                                                                                          \
+      added != nullptr ? step<false, true>(at, added, n, weight, a) : step<false, false>(at, added, n, weight, a);\
+  }
+MODGRAD_ADAM(float, float)
+MODGRAD_ADAM(double, double)
+MODGRAD_ADAM(double, float)
+MODGRAD_ADAM(Half, Half)
+MODGRAD_ADAM(Half, float)
+MODGRAD_ADAM(BFloat16, BFloat16)
+MODGRAD_ADAM(BFloat16, float)
+
+// Every step counter one further; what the new numbers mean. The powers cost 60 ns a parameter, and the
+// parameters of a group mostly took the same number of steps.
+std::vector<Bias> advance(const std::vector<Update>& updates, double beta1, double beta2) {
+  std::vector<Bias> out(updates.size());
+  for (size_t i = 0; i < updates.size(); ++i) {
+    *updates[i].step += 1;
+    out[i] = i > 0 && *updates[i].step == *updates[i - 1].step ? out[i - 1] : bias(beta1, beta2, *updates[i].step);
+  }
+  return out;
+}
+
+void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
+                     const std::vector<AtenTensorHandle>& exp_avgs, const std::vector<AtenTensorHandle>& exp_avg_sqs,
+                     const std::vector<AtenTensorHandle>& max_exp_avg_sqs,
+                     const std::vector<AtenTensorHandle>& state_steps, const std::vector<int64_t>& group,
+                     const Tensor& weights, double lr, double beta1, double beta2, double eps, double weight_decay,
+                     bool decoupled, bool maximize, bool scale_update, const std::optional<Tensor>& lr_tensor,
+                     const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+                     const std::optional<Tensor>& noise, const std::optional<Tensor>& seed,
+                     const std::optional<std::vector<int64_t>>& stream, const std::optional<Tensor>& sq_norms) {
+  const Handles p("params", params), g("grads", grads), m("exp_avgs", exp_avgs), v("exp_avg_sqs", exp_avg_sqs),
+      largest("max_exp_avg_sqs", max_exp_avg_sqs), steps("state_steps", state_steps);
+  const UpdateOptions options{maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms};
+  options.check(weights, p.size());
+  const bool amsgrad = largest.size() > 0;
+  const std::vector<Update> updates =
+      amsgrad ? checked_updates(p, g, {&m, &v, &largest}, &steps, group, weights.numel())
+              : checked_updates(p, g, {&m, &v}, &steps, group, weights.numel());
+  const UpdateRun run{updates, options, lr, weights.const_data_ptr<float>()};
+  if (run.value(found_inf, 0) != 0) return;
+  const std::vector<Bias> biases = advance(updates, beta1, beta2);
+  run([&](auto* t, auto* s, const Update& u, const Weighted& w, int64_t begin, int64_t n, const auto* added) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    using S = std::remove_pointer_t<decltype(s)>;
+    const Pointers<T, S> at{static_cast<T*>(u.param) + begin, static_cast<const T*>(u.grad) + begin,
+                            static_cast<S*>(u.state[0]) + begin, static_cast<S*>(u.state[1]) + begin,
+                            amsgrad ? static_cast<S*>(u.state[2]) + begin : nullptr};
+    update(at, added, n, static_cast<wide_t<T>>(w.gradient),
+           adam<wide_t<T>>(w.rate, beta1, beta2, eps, weight_decay, decoupled, biases[&u - updates.data()]));
+  });
+}
+
+}  // namespace
+}  // namespace modgrad
+
+STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("modulated_adam_", TORCH_BOX(&modgrad::modulated_adam_)); }

@@ -1,0 +1,171 @@
+// The tensor lists of an optimizer update, read and checked once, into one record a parameter.
+#pragma once
+
+#include <Python.h>
+
+#include <initializer_list>
+#include <optional>
+#include <utility>
+
+#include "tensors.h"
+
+namespace modgrad {
+
+// Tensors of a list as the dispatcher hands them over; stable::Tensor would add a shared pointer to each.
+// Letting go of a tensor that Python holds takes the GIL, 80 ns a time: once for all of them, it takes 10.
+class Handles {
+ public:
+  Handles(const char* name, const std::vector<AtenTensorHandle>& owned) : name_(name), handles_(owned) {}
+  Handles(const Handles&) = delete;
+  Handles& operator=(const Handles&) = delete;
+  ~Handles() {
+    const PyGILState_STATE gil = PyGILState_Ensure();
+    for (AtenTensorHandle handle : handles_) aoti_torch_delete_tensor_object(handle);
+    PyGILState_Release(gil);
+  }
+
+  const char* name() const { return name_; }
+  size_t size() const { return handles_.size(); }
+  AtenTensorHandle operator[](size_t i) const { return handles_[i]; }
+
+ private:
+  const char* name_;
+  std::vector<AtenTensorHandle> handles_;
+};
+
+constexpr int kMaxStates = 3;
+
+struct Update {
+  void* param;
+  const void* grad;
+  void* state[kMaxStates];
+  float* step;
+  int64_t size, group;  // group -1: shared
+  ScalarType dtype, state_dtype;
+};
+
+// Shape, strides and dtype of a tensor, borrowed from it.
+struct View {
+  int64_t dim;
+  int64_t *sizes, *strides;
+  int32_t dtype;
+
+  explicit View(AtenTensorHandle handle) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dim));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &dtype));
+  }
+
+  bool same_layout(const View& other) const {
+    if (dim != other.dim || !std::equal(sizes, sizes + dim, other.sizes)) return false;
+    if (std::equal(strides, strides + dim, other.strides)) return true;
+    if (std::find(sizes, sizes + dim, 0) != sizes + dim) return true;
+    for (int64_t d = 0; d < dim; ++d)
+      if (sizes[d] > 1 && strides[d] != other.strides[d]) return false;
+    return true;
+  }
+};
+
+inline void* data_of(AtenTensorHandle handle) {
+  void* data;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
+  return data;
+}
+
+inline int64_t numel_of(AtenTensorHandle handle) {
+  int64_t numel;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle, &numel));
+  return numel;
+}
+
+inline bool is_dense(AtenTensorHandle handle, const View& view) {
+  bool contiguous;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(handle, &contiguous));
+  const auto dim = static_cast<size_t>(view.dim);
+  return contiguous || is_dense({view.sizes, dim}, {view.strides, dim});
+}
+
+inline ScalarType float_type(const char* name, size_t i, int32_t dtype) {
+  static const int32_t kFloat = aoti_torch_dtype_float32(), kDouble = aoti_torch_dtype_float64(),
+                       kHalf = aoti_torch_dtype_float16(), kBFloat16 = aoti_torch_dtype_bfloat16();
+  STD_TORCH_CHECK(dtype == kFloat || dtype == kDouble || dtype == kHalf || dtype == kBFloat16, "`", name, "[", i,
+                  "]` is not floating-point");
+  return dtype == kFloat    ? ScalarType::Float
+         : dtype == kDouble ? ScalarType::Double
+         : dtype == kHalf   ? ScalarType::Half
+                            : ScalarType::BFloat16;
+}
+
+// Of each parameter: the gradient like it, the states like it or in float32, one float32 step.
+inline std::vector<Update> checked_updates(const Handles& params, const Handles& grads,
+                                           std::initializer_list<const Handles*> states, const Handles* steps,
+                                           const std::vector<int64_t>& group, int64_t num_groups) {
+  STD_TORCH_CHECK(params.size() > 0, "`params` is empty, allowed: at least one tensor");
+  const auto check_count = [&](const char* name, size_t count) {
+    STD_TORCH_CHECK(count == params.size(), "`", name, "` has ", count, " entries, allowed: ", params.size());
+  };
+  check_count("grads", grads.size());
+  check_count("group", group.size());
+  for (const Handles* list : states) check_count(list->name(), list->size());
+  if (steps != nullptr) check_count(steps->name(), steps->size());
+
+  std::vector<Update> updates(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    Update& update = updates[i];
+    const View param(params[i]), grad(grads[i]);
+    update.dtype = update.state_dtype = float_type("params", i, param.dtype);
+    STD_TORCH_CHECK(is_dense(params[i], param), "`params[", i, "]` has gaps or overlaps in memory, allowed: dense");
+    STD_TORCH_CHECK(param.dtype == grad.dtype && param.same_layout(grad), "`grads[", i,
+                    "]` differs from its parameter, allowed: one dtype, shape and memory order");
+    STD_TORCH_CHECK(group[i] >= -1 && group[i] < num_groups, "`group[", i, "]` is ", group[i], ", outside [-1, ",
+                    num_groups, ")");
+    update.group = group[i];
+    update.size = numel_of(params[i]);
+    update.param = data_of(params[i]);
+    update.grad = data_of(grads[i]);
+    int s = 0;
+    for (const Handles* list : states) {
+      const View state((*list)[i]);
+      const ScalarType dtype = float_type(list->name(), i, state.dtype);
+      STD_TORCH_CHECK((dtype == update.dtype || dtype == ScalarType::Float) && (s == 0 || dtype == update.state_dtype) &&
+                          param.same_layout(state),
+                      "`", list->name(), "[", i,
+                      "]` differs from its parameter, allowed: its shape and memory order, its dtype or float32");
+      update.state_dtype = dtype;
+      update.state[s++] = data_of((*list)[i]);
+    }
+    if (steps != nullptr) {
+      STD_TORCH_CHECK(numel_of((*steps)[i]) == 1 && View((*steps)[i]).dtype == aoti_torch_dtype_float32(), "`",
+                      steps->name(), "[", i, "]` is not one float32 element");
+      update.step = static_cast<float*>(data_of((*steps)[i]));
+    }
+  }
+  return updates;
+}
+
+// The arguments in which both updates end.
+struct UpdateOptions {
+  bool maximize, scale_update;
+  const std::optional<Tensor>&lr_tensor, &grad_scale, &found_inf, &noise, &seed;
+  const std::optional<std::vector<int64_t>>& stream;
+  const std::optional<Tensor>& sq_norms;
+
+  void check(const Tensor& weights, size_t num_params) const {
+    const int64_t num_groups = weights.numel();
+    const auto check_one = [](const char* name, const std::optional<Tensor>& tensor, ScalarType dtype, int64_t size) {
+      if (tensor.has_value()) check_vector(name, *tensor, dtype, size);
+    };
+    check_vector("weights", weights, ScalarType::Float, num_groups);
+    check_one("lr_tensor", lr_tensor, ScalarType::Float, 1);
+    check_one("grad_scale", grad_scale, ScalarType::Float, 1);
+    check_one("found_inf", found_inf, ScalarType::Float, 1);
+    check_one("noise", noise, ScalarType::Float, num_groups);
+    check_one("seed", seed, ScalarType::Long, 1);
+    check_one("sq_norms", sq_norms, ScalarType::Double, 2 * num_groups);
+    STD_TORCH_CHECK(noise.has_value() == seed.has_value(), "`noise` and `seed` are given together or not at all");
+    STD_TORCH_CHECK(!stream.has_value() || stream->size() == num_params, "`stream` has another length than `params`");
+  }
+};
+
+}  // namespace modgrad
