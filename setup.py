@@ -89,7 +89,7 @@ def extensions() -> dict[str, object]:
         modules.append(
             cpp_extension.CppExtension(
                 "modgrad._C_cuda",
-                ["csrc/cuda/bindings.cpp", *sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))],
+                sorted(str(p) for p in Path("csrc/cuda").glob("*.c[pu]*") if p.suffix != ".cuh"),
                 include_dirs=[str(cuda_home / "include")],
                 library_dirs=[str(cuda_home / "lib64")],
                 # static: the wheel must not depend on which CUDA runtime torch carries

@@ -87,6 +87,108 @@ def modulate_(shapes: str, device: str, dtype: torch.dtype) -> Case:
     return Case("modulate_", providers, check, size, config)
 
 
+def modality_cross_entropy(
+    batch_size: int, num_classes: int, device: str, dtype: torch.dtype
+) -> Case:
+    """Cross entropies of three modalities, forward and backward."""
+    shape = batch_size, num_classes
+    logits = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
+    targets = torch.randint(0, num_classes, (batch_size,), device=device)
+
+    def loop(*logits: Tensor) -> Tensor:
+        losses = [F.cross_entropy(x.float(), targets) for x in logits]
+        return losses[0] + losses[1] + losses[2]
+
+    def ours(backend: str) -> Tensor:
+        return modgrad.modality_cross_entropy(logits, targets, backend=backend).losses.sum()
+
+    def run(total: Callable[[], Tensor]) -> list[Tensor]:
+        for x in logits:
+            x.grad = None
+        total().backward()
+        return [x.grad for x in logits if x.grad is not None]
+
+    compiled = torch.compile(loop)
+    providers: dict[str, Callable[[], Any]] = {
+        "F.cross_entropy, looped": lambda: run(lambda: loop(*logits)),
+        "the loop compiled": lambda: run(lambda: compiled(*logits)),
+    }
+    for name in kernels(device):
+        providers[f"modgrad, {name}"] = lambda b=name: run(lambda: ours(b))
+
+    def check() -> None:
+        expected = torch.autograd.grad(loop(*logits), logits)
+        for provider in providers.values():
+            torch.testing.assert_close(provider(), list(expected))
+
+    # logits read twice, their gradients written
+    size = 3 * sum(x.numel() * x.element_size() for x in logits)
+    config: dict[str, Any] = {"batch": batch_size, "classes": num_classes, "modalities": 3}
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    return Case("modality_cross_entropy", providers, check, size, config)
+
+
+def modulated_adamw_(shapes: str, device: str, dtype: torch.dtype) -> Case:
+    """AdamW, every modality's gradients by a weight of its own; the first provider has none."""
+    params, group = _tensors(shapes, device, dtype)
+    grads = [torch.randn_like(p) for p in params]
+    weights = torch.tensor([0.5, 1.5], device=device)
+    sq_norms = torch.empty(2, 2, dtype=torch.float64, device=device)
+    start = [p.clone() for p in params]
+    first, second = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    steps = [torch.zeros((), device=device) for _ in params]
+    options = {"lr": 1e-3, "eps": 1e-8, "weight_decay": 1e-2}
+
+    def fused(gradients: list[Tensor]) -> None:
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            *(params, gradients, first, second, [], steps),
+            **dict(amsgrad=False, maximize=False, beta1=0.9, beta2=0.999, **options),
+        )
+
+    def foreach_then_fused() -> None:
+        # into new tensors: gradients scaled in place a thousand times would vanish
+        scaled = list(grads)
+        for g in range(2):
+            own = [i for i, owner in enumerate(group) if owner == g]
+            products = torch._foreach_mul([grads[i] for i in own], weights[g])
+            for i, product in zip(own, products, strict=True):
+                scaled[i] = product
+        fused(scaled)
+
+    def ours(backend: str, **more: Any) -> None:
+        modgrad.modulated_adamw_(
+            *(params, grads, first, second, steps, group, weights),
+            **dict(backend=backend, **options, **more),
+        )
+
+    providers: dict[str, Callable[[], Any]] = {
+        "fused, no weights": lambda: fused(grads),
+        "foreach, fused": foreach_then_fused,
+    }
+    for name in kernels(device):
+        providers[name] = lambda b=name: ours(b)
+        providers[f"{name}, norms"] = lambda b=name: ours(b, sq_norms=sq_norms)
+
+    def check() -> None:
+        """The first moments after one step; those of the first provider are without weights."""
+        for name, provider in providers.items():
+            for tensors in (first, second, steps):
+                torch._foreach_zero_(tensors)
+            torch._foreach_copy_(params, start)
+            provider()
+            plain = name == "fused, no weights"
+            expected = [
+                0.1 * x.float() * (1.0 if plain else weights[g])
+                for x, g in zip(grads, group, strict=True)
+            ]
+            torch.testing.assert_close(first, [x.to(dtype) for x in expected])
+
+    size = 7 * sum(t.numel() * t.element_size() for t in params)
+    config = {"shapes": shapes, "dtype": str(dtype).removeprefix("torch.")}
+    return Case("modulated_adamw_", providers, check, size, config)
+
+
 def training_step(device: str, batch_size: int, pixels: int) -> Case:
     """A whole step of 2x ResNet-18 with SGD: forward, loss, backward, OGM, update."""
     model = models.AudioVisual().to(device)

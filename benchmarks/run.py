@@ -47,6 +47,9 @@ def all_cases(device: str, quick: bool) -> Iterator[tuple[cases.Case, int]]:
         for shapes in ("1000 small", "2x resnet18"):
             yield cases.group_sq_norms(shapes, device, dtype), rounds
             yield cases.modulate_(shapes, device, dtype), rounds
+        for num_classes in (10, 1000):
+            yield cases.modality_cross_entropy(64, num_classes, device, dtype), 5 * rounds
+            yield cases.modulated_adamw_(shapes, device, dtype), rounds
     yield cases.training_step(device, 16, 112 if device == "cpu" else 224), 3 if quick else 40
 
 

@@ -53,6 +53,17 @@ MODGRAD_HD Normals4 normals(uint64_t seed, uint32_t tensor, uint64_t quad) {
   return out;
 }
 
+// The normal of one element alone.
+MODGRAD_HD float normal(uint64_t seed, uint32_t tensor, uint64_t element) {
+  const uint64_t quad = element / 4;
+  const Block4 words =
+      philox({{static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32), tensor, 0}}, seed);
+  const bool second = element % 4 >= 2;
+  const float r = std::sqrt(-2.0f * std::log(open_uniform(second ? words.x[2] : words.x[0])));
+  const float v = 6.283185307179586f * open_uniform(second ? words.x[3] : words.x[1]);
+  return r * (element % 2 == 0 ? std::cos(v) : std::sin(v));
+}
+
 // Sums over a tensor of its differences d to a shift, from which the spread follows in one pass.
 // The shift (the tensor's first element) keeps the subtraction below from cancelling.
 struct Spread {

@@ -21,17 +21,16 @@ MODGRAD_HD Weighted weighted(double lr, double weight, double noise, double spre
 template <typename W>
 struct Sgd {
   W rate, momentum, undamped, weight_decay;
-  bool nesterov, is_first_step;
 };
 
+// In the first step the buffer counts as 0, and is not damped.
 template <typename W>
-MODGRAD_HD Sgd<W> sgd(double rate, double momentum, double dampening, double weight_decay, bool nesterov,
-                      bool is_first_step) {
-  return {static_cast<W>(rate), static_cast<W>(momentum), static_cast<W>(1 - dampening),
-          static_cast<W>(weight_decay), nesterov, is_first_step};
+MODGRAD_HD Sgd<W> sgd(double rate, double momentum, double dampening, double weight_decay, bool is_first_step) {
+  return {static_cast<W>(rate), static_cast<W>(momentum), static_cast<W>(is_first_step ? 1 : 1 - dampening),
+          static_cast<W>(weight_decay)};
 }
 
-// x <- x + weight_decay p, left alone without weight decay: 0 times an infinite parameter is not 0.
+// x + weight_decay p, and x without weight decay: 0 times an infinite parameter is not 0.
 template <typename W>
 MODGRAD_HD W decayed(W x, W weight_decay, W p) {
   return weight_decay != 0 ? x + weight_decay * p : x;
@@ -42,11 +41,12 @@ MODGRAD_HD void sgd_element(const Sgd<W>& s, W x, W& p) {
   p -= s.rate * decayed(x, s.weight_decay, p);
 }
 
-template <typename W>
+// kNesterov at compile time: a choice in the loop over float16 keeps compilers from vectorising it.
+template <bool kNesterov, typename W>
 MODGRAD_HD void sgd_element(const Sgd<W>& s, W x, W& p, W& buffer) {
   x = decayed(x, s.weight_decay, p);
-  buffer = s.is_first_step ? x : s.momentum * buffer + s.undamped * x;
-  p -= s.rate * (s.nesterov ? x + s.momentum * buffer : buffer);
+  buffer = s.momentum * buffer + s.undamped * x;
+  p -= s.rate * (kNesterov ? x + s.momentum * buffer : buffer);
 }
 
 // What a step number means: one minus the powers of the betas, the second under a root.

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from modgrad import backends, balancers, datasets
+from modgrad import backends, balancers, datasets, diagnostics
 from modgrad.autograd import scale_backward
 from modgrad.backends import BackendUnavailableError
 from modgrad.balancers import (
@@ -30,6 +30,14 @@ from modgrad.balancers import (
 )
 from modgrad.blending import BlendEstimate, BlendEstimator
 from modgrad.late_fusion import late_fusion_logits
+from modgrad.losses import (
+    BlendedCrossEntropies,
+    CrossEntropies,
+    LateFusion,
+    blended_cross_entropy,
+    late_fusion_head,
+    modality_cross_entropy,
+)
 from modgrad.mmtm import MMTM
 from modgrad.modalities import Modalities
 from modgrad.modulator import Modulator
@@ -59,15 +67,18 @@ __all__ = [
     "Between",
     "BlendEstimate",
     "BlendEstimator",
+    "BlendedCrossEntropies",
     "CAGrad",
     "Clipped",
     "ConditionalLearningSpeed",
+    "CrossEntropies",
     "Every",
     "FixedLossWeights",
     "FixedWeights",
     "GradNorm",
     "GradientBlending",
     "LastStep",
+    "LateFusion",
     "MMPareto",
     "Modalities",
     "ModulatedOptimizer",
@@ -82,14 +93,18 @@ __all__ = [
     "attach",
     "backends",
     "balancers",
+    "blended_cross_entropy",
     "combine_",
     "datasets",
     "detach",
+    "diagnostics",
     "group_gram",
     "group_sq_norms",
+    "late_fusion_head",
     "late_fusion_logits",
     "late_fusion_responses",
     "masked",
+    "modality_cross_entropy",
     "modality_scores",
     "modulate_",
     "modulated_adam_",

@@ -1,10 +1,11 @@
-"""The command line: ``modgrad demo`` and ``modgrad doctor``."""
+"""The command line: ``modgrad demo``, ``modgrad diagnose`` and ``modgrad doctor``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.util import find_spec
+from pathlib import Path
 
 import modgrad
 from modgrad.demo.arguments import add_arguments
@@ -18,9 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     about = "train on AV-Digits with and without balancing: a table and a plot"
     add_arguments(commands.add_parser("demo", help=about, description=about))
+    about = "from a run's log to one page: which modality is neglected, and how that shows"
+    diagnose = commands.add_parser("diagnose", help=about, description=about)
+    diagnose.add_argument("run", type=Path, help="a folder that modgrad.diagnostics.Log wrote")
+    diagnose.add_argument("--output", type=Path, help="a folder (default: the run's own)")
     about = "print what a bug report needs: versions, devices, which backend runs"
     commands.add_parser("doctor", help=about, description=about)
     arguments = parser.parse_args(argv)
+    if arguments.command == "diagnose":
+        return _diagnose(arguments.run, arguments.output)
     return _demo(arguments) if arguments.command == "demo" else _doctor()
 
 
@@ -33,6 +40,16 @@ def _demo(arguments: argparse.Namespace) -> int:
     from modgrad.demo.command import run
 
     return run(Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)}))
+
+
+def _diagnose(run: Path, output: Path | None) -> int:
+    try:
+        report = modgrad.diagnostics.report(run, output)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"modgrad diagnose: {error}", file=sys.stderr)
+        return 2
+    print(f"{report}\n\n{report.html}\n{report.png}")
+    return 0
 
 
 def _doctor() -> int:

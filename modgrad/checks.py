@@ -67,6 +67,49 @@ def vector(name: str, value: Tensor, size: int | None, device: torch.device) -> 
 def logits_and_targets(logits: Sequence[Tensor], targets: Tensor, name: str = "logits") -> None:
     """M tensors [B, C], and B classes in [0, C); on a GPU the classes themselves are not read."""
     device = tensors(name, logits)
+    _classes_of_samples(targets, device)
+    _rows(name, logits, len(targets))
+    _classes(targets, min(value.shape[1] for value in logits))
+
+
+def cross_entropy(
+    logits: Sequence[Tensor],
+    targets: Tensor,
+    class_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> torch.device:
+    """M tensors [B, C], and B classes or probabilities [B, C]; returns their device."""
+    device = tensors("logits", logits)
+    soft = isinstance(targets, Tensor) and targets.is_floating_point()
+    if not soft:
+        _classes_of_samples(targets, device)
+    elif targets.dim() != 2 or len(targets) == 0 or targets.device != device:
+        found = f"{targets.dtype} {list(targets.shape)} on {targets.device}"
+        raise ValueError(f"`targets` is {found}, allowed: [B, C], B >= 1, on {device}")
+    _rows("logits", logits, len(targets))
+    C = logits[0].shape[1]
+    if soft or class_weights is not None:
+        for i, value in enumerate(logits):
+            if value.shape[1] != C:
+                raise ValueError(
+                    f"`logits[{i}]` has {value.shape[1]} classes, allowed with class weights or"
+                    f" probabilities: {C}, as `logits[0]`"
+                )
+    if class_weights is not None:
+        vector("class_weights", class_weights, C, device)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"`label_smoothing` is {label_smoothing}, allowed: [0, 1]")
+    if not soft:
+        _classes(targets, min(value.shape[1] for value in logits), ignore_index)
+    elif targets.shape[1] != C:
+        raise ValueError(f"`targets` has shape {list(targets.shape)}, allowed: [B, {C}]")
+    elif ignore_index >= 0:
+        raise ValueError(f"`ignore_index` is {ignore_index}, allowed with classes [B] only")
+    return device
+
+
+def _classes_of_samples(targets: Tensor, device: torch.device) -> None:
     if not isinstance(targets, Tensor):
         raise TypeError(f"`targets` is {type(targets).__name__}, allowed: a tensor")
     if targets.dtype not in INTEGERS:
@@ -75,15 +118,17 @@ def logits_and_targets(logits: Sequence[Tensor], targets: Tensor, name: str = "l
         raise ValueError(f"`targets` has shape {list(targets.shape)}, allowed: [B], B >= 1")
     if targets.device != device:
         raise ValueError(f"`targets` is on {targets.device}, allowed: {device}")
-    for i, value in enumerate(logits):
-        if value.dim() != 2 or len(value) != len(targets) or value.shape[1] < 1:
+
+
+def _rows(name: str, values: Sequence[Tensor], num_rows: int) -> None:
+    for i, value in enumerate(values):
+        if value.dim() != 2 or len(value) != num_rows or value.shape[1] < 1:
             raise ValueError(
-                f"`{name}[{i}]` has shape {list(value.shape)}, allowed: [{len(targets)}, C], C >= 1"
+                f"`{name}[{i}]` has shape {list(value.shape)}, allowed: [{num_rows}, C], C >= 1"
             )
-    _classes(targets, min(value.shape[1] for value in logits))
 
 
-def _classes(targets: Tensor, num_classes: int) -> None:
+def _classes(targets: Tensor, num_classes: int, ignored: int | None = None) -> None:
     """Every target is in range. Checked on the CPU only: on a GPU it would need a host read."""
     if (
         targets.device.type != "cpu"
@@ -93,6 +138,8 @@ def _classes(targets: Tensor, num_classes: int) -> None:
         return
     values = targets.numpy()  # no copy, and no op of torch
     bad = (values < 0) | (values >= num_classes)
+    if ignored is not None:
+        bad &= values != ignored
     if bad.any():
         i = int(bad.argmax())
         raise ValueError(f"`targets[{i}]` is {values[i]}, outside [0, {num_classes})")

@@ -1,6 +1,6 @@
 """Unimodal logits from a late-fusion head."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,18 +35,22 @@ def late_fusion_logits(
         return {name: head[name](h) for name, h in features.items()}
     if not isinstance(head, nn.Linear):
         raise TypeError(f"`head` is {type(head).__name__}, allowed: nn.Linear or a mapping of them")
-    widths = [h.shape[-1] for h in features.values()]
-    if head.in_features == sum(widths):
-        blocks = head.weight.split(widths, dim=1)
-    elif all(width == head.in_features for width in widths):
-        blocks = (head.weight,) * len(widths)
+    logits = shares(list(features.values()), head.weight, head.bias)
+    return dict(zip(features, logits, strict=True))
+
+
+def shares(features: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+    """The logits of each modality by one head: ``z_m = h_m W_m^T + b / M``, M tensors [B, C]."""
+    widths = [h.shape[-1] for h in features]
+    in_features = weight.shape[1]
+    if in_features == sum(widths):
+        blocks = weight.split(widths, dim=1)
+    elif all(width == in_features for width in widths):
+        blocks = (weight,) * len(widths)
     else:
         raise ValueError(
-            f"`head` takes {head.in_features} features, allowed: {sum(widths)} (concatenation)"
+            f"`head` takes {in_features} features, allowed: {sum(widths)} (concatenation)"
             f" or the width of every modality (sum); the widths are {widths}"
         )
-    bias = None if head.bias is None else head.bias / len(widths)
-    return {
-        name: F.linear(h, block, bias)
-        for (name, h), block in zip(features.items(), blocks, strict=True)
-    }
+    part = None if bias is None else bias / len(widths)
+    return [F.linear(h, block, part) for h, block in zip(features, blocks, strict=True)]

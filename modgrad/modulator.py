@@ -184,7 +184,7 @@ class Modulator:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the balancer which epoch it is, for windows in epochs."""
-        self._epoch.fill_(epoch)
+        self._epoch = torch.full_like(self._epoch, epoch)  # a state may hold the old one
 
     @torch.no_grad()
     def observe(self, **observation: Unpack[Observation]) -> None:

@@ -13,13 +13,16 @@ def check(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     states: Mapping[str, Sequence[Tensor]],
-    steps: Sequence[Tensor],
+    steps: Sequence[Tensor] | None,
     group: Sequence[int],
     num_groups: int,
 ) -> torch.device:
-    """Every list has an entry a parameter, and every entry is like it; returns their device."""
+    """Every list has an entry a parameter, and every entry is like it; returns their device.
+
+    ``steps`` is None where the optimizer counts none.
+    """
     device = checks.tensors("params", params)
-    lists = {"grads": grads, **states} | ({"state_steps": steps} if steps else {})
+    lists = {"grads": grads, **states} | ({} if steps is None else {"state_steps": steps})
     for name, values in {**lists, "group": group}.items():
         if len(values) != len(params):
             raise ValueError(f"`{name}` has {len(values)} entries, allowed: {len(params)}")
@@ -35,7 +38,7 @@ def check(
         allowed = (param.dtype, torch.float32) if len(own) < 2 else (param.dtype,)
         for name, values in states.items():
             _like(name, i, values[i], param, allowed)
-    for i, step in enumerate(steps):
+    for i, step in enumerate(steps or ()):
         if step.dtype != torch.float32 or step.numel() != 1:
             raise ValueError(
                 f"`state_steps[{i}]` is {step.dtype} {list(step.shape)},"

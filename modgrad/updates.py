@@ -97,7 +97,7 @@ def _update(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     states: Mapping[str, Sequence[Tensor]],
-    steps: Sequence[Tensor],
+    steps: Sequence[Tensor] | None,
     group: Sequence[int],
     weights: Tensor,
     lr: float | Tensor,
@@ -112,7 +112,7 @@ def _update(
     weights = weights.detach().float().contiguous()
     options = _options(lr, weights, len(params), **options)
     rate = 0.0 if isinstance(lr, Tensor) else float(lr)
-    counted = [steps] if op == "modulated_adam_" else []
+    counted = [] if steps is None else [steps]
     present = {name: values for name, values in states.items() if values}
     lists = [params, grads, *states.values()]
     changed: Sequence[Sequence[Tensor]] | None = None
@@ -204,7 +204,7 @@ def modulated_sgd_(
     options |= {"grad_scale": grad_scale, "found_inf": found_inf, "sq_norms": sq_norms}
     states = {"momentum_buffers": momentum_buffers}
     _update(
-        *("modulated_sgd_", params, grads, states, (), group, weights, lr),
+        *("modulated_sgd_", params, grads, states, None, group, weights, lr),
         *(hyperparameters, backend, options),
     )
 

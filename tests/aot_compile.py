@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -24,7 +25,8 @@ from modgrad.triton_kernels.table import DTYPES
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 WIDE_ACCESS = r"{}\.global[.:\w]*\.(v4\.b32|v2\.b64|v8\.b32|v4\.b64)"
 
-# The types of each kernel's arguments, in order; DTYPE, CHUNK and BLOCK follow by name.
+# The types of each kernel's arguments, in order; DTYPE, CHUNK and BLOCK follow by name. What stands
+# after a slash is a variant of the kernel, with CONSTANTS of its own.
 KERNELS = {
     "_group_sq_norms_kernel": ["*i64", "*i64", "*fp64"],
     "_group_sums_kernel": ["*fp64", "*i64", "*fp64"],
@@ -38,12 +40,68 @@ KERNELS = {
     "_group_gram_kernel": ["*i64", "*i64", "*fp64", "i32", "i32"],
     "_group_gram_sums_kernel": ["*fp64", "*i64", "*fp64", "i32", "i32"],
     "_combine_kernel": ["*i64", "*i64", "*fp32", "i32"],
+    "_cross_entropy_rows_kernel": ["*i64", "*i64", "*i64", "*fp64", *["*fp64"] * 4, "i32"],
+    "_cross_entropy_rows_kernel/soft": ["*i64", "*i64", "*fp32", "*fp32", *["*fp64"] * 4, "i32"],
+    "_cross_entropy_means_kernel": [
+        *("*fp64", "*fp64", "*i64", "*i64", "*fp32"),
+        *("*fp32", "*fp32", "*fp64", "i32", "i32"),
+    ],
+    "_cross_entropy_backward_kernel": [
+        *("*i64", "*i64", "*i64", "*i64", "*fp64"),
+        *("*fp64", "*fp64", "*fp32", "*fp64", "i32", "i32"),
+    ],
+    "_cross_entropy_backward_kernel/soft": [
+        *("*i64", "*i64", "*i64", "*fp32", "*fp32"),
+        *("*fp64", "*fp64", "*fp32", "*fp32", "i32", "i32"),
+    ],
+    "_update_norms_kernel": ["*fp64", "*i64", "*fp32", "*fp32", "*fp64", "i32"],
+    "_modulated_sgd_kernel": [
+        *("*i64", "*i64", "*fp32", "*fp32", "*fp32", "*fp32", "*fp32"),
+        *("*fp64", "*i64", "*fp64", "i32", "i32"),
+    ],
+    "_adam_tensors_kernel": [
+        *("*i64", "*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "*fp64", "i32", "*fp64"),
+    ],
+    "_modulated_adam_kernel": ["*i64", "*i64", "*fp64", "*fp32", "*i64", "*fp64", "i32", "i32"],
+}
+# Constants that are not the module's: the most that the kernels do, then the least. STATE: a dtype,
+# or None for that of the parameter.
+_PLAIN = {"SOFT": False, "WEIGHTED": False, "SMOOTHING": 0.0, "SCALED": False}
+_EVERYTHING = {"SOFT": True, "WEIGHTED": True, "SMOOTHING": 0.1, "SCALED": True}
+_MOST = {"NOISE": True, "MEASURED": True}
+_LEAST = {"NOISE": False, "MEASURED": False}
+_SGD = {"HAS_MOMENTUM": True, "IS_FIRST_STEP": False, "NESTEROV": True}
+VARIANTS = {
+    "_modulated_sgd_kernel": [
+        {**_SGD, **_MOST, "STATE": None},
+        {**_SGD, **_LEAST, "STATE": tl.float32},
+        {**_SGD, **_LEAST, "STATE": None},
+    ],
+    "_cross_entropy_rows_kernel": [_PLAIN],
+    "_cross_entropy_rows_kernel/soft": [_EVERYTHING],
+    "_cross_entropy_means_kernel": [{**_PLAIN, "WEIGHTED": True}],
+    "_cross_entropy_backward_kernel": [_PLAIN],
+    "_cross_entropy_backward_kernel/soft": [_EVERYTHING],
+    "_adam_tensors_kernel": [{"STEPS": 6, "NOISE": True}],
+    "_modulated_adam_kernel": [
+        {**_MOST, "AMSGRAD": True, "STATE": None},
+        {**_LEAST, "AMSGRAD": False, "STATE": tl.float32},
+        {**_LEAST, "AMSGRAD": False, "STATE": None},
+    ],
 }
 # The constant with the launch options, where it is not the module's OPTIONS.
 OPTIONS = {
+    "_modulated_sgd_kernel": "UPDATE_OPTIONS",
+    "_adam_tensors_kernel": "TENSOR_OPTIONS",
+    "_modulated_adam_kernel": "UPDATE_OPTIONS",
     "_modulate_noise_kernel": "NOISE_OPTIONS",
     "_group_gram_kernel": "TWO_CHUNK_OPTIONS",
     "_combine_kernel": "TWO_CHUNK_OPTIONS",
+    "_modality_scores_kernel": "ROW_OPTIONS",
+    "_modality_means_kernel": "ROW_OPTIONS",
+    "_cross_entropy_rows_kernel": "ROW_OPTIONS",
+    "_cross_entropy_means_kernel": "ROW_OPTIONS",
+    "_cross_entropy_backward_kernel": "ROW_OPTIONS",
 }
 
 
@@ -58,10 +116,14 @@ def kernels() -> dict[str, JITFunction]:
     return found
 
 
-def compile_kernel(function: JITFunction, types: list[str], dtype: object, capability: int) -> dict:
+def compile_kernel(
+    function: JITFunction, types: list[str], dtype: object, variant: dict, capability: int
+) -> dict:
     names = list(inspect.signature(function.fn).parameters)
     module = vars(import_module(function.fn.__module__))  # the constants it launches with
-    constants = {**module, "DTYPE": dtype}
+    constants = {**module, "DTYPE": dtype, **variant}
+    if "STATE" in variant:
+        constants["STATE"] = variant["STATE"] or dtype
     source = ASTSource(
         fn=function,
         signature=dict(zip(names, types + ["constexpr"] * len(names), strict=False)),
@@ -89,16 +151,19 @@ def compile_kernel(function: JITFunction, types: list[str], dtype: object, capab
 
 def main(capability: int) -> dict[str, dict]:
     found = kernels()
-    if found.keys() != KERNELS.keys():
-        sys.exit(
-            f"kernels without a row in KERNELS, or the reverse: {found.keys() ^ KERNELS.keys()}"
-        )
+    listed = {kernel.partition("/")[0] for kernel in KERNELS}
+    if found.keys() != listed:
+        sys.exit(f"kernels without a row in KERNELS, or the reverse: {found.keys() ^ listed}")
     report = {}
-    for name, function in found.items():
+    for kernel in KERNELS:
+        function = found[kernel.partition("/")[0]]
         depends = "DTYPE" in inspect.signature(function.fn).parameters
         for dtype in DTYPES.values() if depends else [None]:
-            row = compile_kernel(function, KERNELS[name], dtype, capability)
-            report[f"{name}[{dtype}]" if depends else name] = row
+            variants = VARIANTS.get(kernel, [{}])
+            for i, variant in enumerate(variants):
+                row = compile_kernel(function, KERNELS[kernel], dtype, variant, capability)
+                number = f" {i}" if len(variants) > 1 else ""
+                report[f"{kernel}[{dtype}{number}]" if depends else kernel] = row
     return report
 
 

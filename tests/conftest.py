@@ -1,11 +1,16 @@
 """Which backends and devices are tested, and memory that is never accidentally right."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from native.emulator.build import build, find_headers
+from native.emulator.emulator import Emulator
 
 from modgrad.backends import BACKENDS, why_not
+
+SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
 
 REQUIRED = [name for name in os.environ.get("MODGRAD_REQUIRE_BACKENDS", "").split(",") if name]
 unknown = set(REQUIRED) - set(BACKENDS)
@@ -35,6 +40,24 @@ def device(request):
 def backend(request, device):
     usable(request.param, device)
     return request.param
+
+
+@pytest.fixture(scope="session")
+def built_emulator(tmp_path_factory):
+    include = find_headers()
+    if include is None:
+        reason = "no CUDA headers in CUDA_HOME, beside the nvcc on PATH or in /usr/local/cuda"
+        if os.environ.get("MODGRAD_REQUIRE_NVCC") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return Emulator(build(SOURCE / "csrc", include, tmp_path_factory.mktemp("emulator")))
+
+
+@pytest.fixture
+def emulator(built_emulator):
+    """The CUDA sources on the CPU, in a schedule of their own for every test."""
+    built_emulator.seed(0)
+    return built_emulator
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,55 @@ from modgrad.backends import why_not
 SIZES = [(3, 5), (0,), (1,), (1023,), (16385,), (2, 3, 4, 5)]
 
 
+def cross_entropies(
+    logits: list[torch.Tensor], targets: torch.Tensor, backend: str
+) -> list[torch.Tensor]:
+    """Losses, scores and gradients of classes and of probabilities."""
+    out = []
+    wide = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+    soft = torch.arange(1, 10, device="cuda", dtype=wide)[:, None].expand(9, 1000) / 5000
+    for chosen, t in ((logits, targets), (logits[1:], soft)):
+        leaves = [x.clone().requires_grad_() for x in chosen]
+        found = modgrad.modality_cross_entropy(leaves, t, label_smoothing=0.1, backend=backend)
+        out += [*found, *torch.autograd.grad(found.losses.sum(), leaves)]
+    return [x.detach() for x in out]
+
+
+def updates(
+    grads: list[torch.Tensor],
+    group: list[int],
+    weights: torch.Tensor,
+    noise: torch.Tensor,
+    backend: str,
+) -> list[torch.Tensor]:
+    """What an update each of SGD and Adam changes, without noise and with it."""
+    changed = []
+    for extra in ({}, {"noise": noise, "seed": 3}):
+        params, first, second, largest, buffers = (
+            [(g * factor).abs() for g in grads] for factor in (1.0, 0.5, 2.0, 3.0, 0.25)
+        )
+        steps = [torch.zeros((), device=g.device) for g in grads]
+        sq_norms = torch.empty(2, len(weights), dtype=torch.float64, device=weights.device)
+        options = {"sq_norms": sq_norms, "backend": backend, **extra}
+        modgrad.modulated_sgd_(
+            params, grads, buffers, group, weights, lr=0.1, momentum=0.9, **options
+        )
+        modgrad.modulated_adam_(
+            params,
+            grads,
+            first,
+            second,
+            steps,
+            group,
+            weights,
+            lr=0.1,
+            max_exp_avg_sqs=largest,
+            **options,
+        )
+        changed += [*params, *first, *second, *largest, *buffers, *steps, sq_norms]
+    return changed
+
+
 def run(backend: str) -> None:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
@@ -32,12 +81,15 @@ def run(backend: str) -> None:
             sum(x.sum() for x in scaled).backward()
             combined = [torch.empty_like(g) for g in grads]
             modgrad.combine_(combined, per_loss, group, matrix, backend=name)
+            updated = updates(grads, group, weights, noise, name)
             out[name] = [
                 modgrad.group_sq_norms(grads, group, 3, backend=name),
                 modgrad.modality_scores(logits, targets, backend=name),
+                *cross_entropies(logits, targets, name),
                 modgrad.group_gram(per_loss, group, 3, backend=name),
                 *combined,
                 *changed,
+                *updated,
                 *(f.grad for f in features),
             ]
         for found, expected in zip(out[backend], out["reference"], strict=True):

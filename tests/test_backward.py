@@ -199,6 +199,26 @@ def test_frozen_and_unused_parameters(device):
     optimizer.step()
 
 
+def test_epochs_reach_a_balancer_that_remembers_them(device):
+    """State may hold the epoch of a step: the next one must not change under it."""
+    model = networks.LateFusion().to(device)
+    optimizer = ModulatedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        modgrad.Modalities(model, **model.specs()),
+        modgrad.DWA(),
+        losses=("a", "b"),
+    )
+    seen = []
+    for epoch, values in enumerate([(4.0, 1.0), (2.0, 1.0), (9.0, 9.0)]):
+        optimizer.modulator.set_epoch(epoch)
+        zero = sum(p.sum() for p in model.parameters()) * 0
+        optimizer.backward({"a": zero + values[0], "b": zero + values[1]})
+        optimizer.step()
+        seen.append(optimizer.modulator.last.weights[0].cpu())
+    expected = 2 * torch.softmax(torch.tensor([0.5, 1.0]) / 2, 0)
+    torch.testing.assert_close(torch.stack(seen), torch.stack([torch.ones(2)] * 2 + [expected]))
+
+
 def test_disabled_is_the_plain_sum():
     model, optimizer = setup(Given(((0.0,),)))
     optimizer.modulator.enabled = False

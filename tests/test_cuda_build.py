@@ -18,6 +18,8 @@ FILES = sorted((SOURCE / "csrc" / "cuda").glob("*.cu"))
 ACCESSES = 16
 READS = {
     "combine_kernel",
+    "cross_entropy_backward_kernel",
+    "cross_entropy_rows_kernel",
     "group_gram_kernel",
     "group_sq_norms_kernel",
     "modality_scores_kernel",
@@ -25,10 +27,22 @@ READS = {
     "scale_backward_kernel",
     "spread_kernel",
 }
-WRITES = {"combine_kernel", "modulate_kernel", "scale_backward_kernel"}
+WRITES = {
+    "combine_kernel",
+    "cross_entropy_backward_kernel",
+    "modulate_kernel",
+    "scale_backward_kernel",
+}
+
+# One kernel a pair of types. Loads and stores of 16 bytes where both are float32 or one of half
+# precision: parameter, gradient and states, with a state fewer or more in the second loop.
+UPDATES = {"modulated_adam_kernel": (4 + 5, 3 + 4), "modulated_sgd_kernel": (2 + 3, 1 + 2)}
+WITHOUT_READS = {"modulated_adam_", "modulated_sgd_", "update_list"}
+UPDATE_TYPES = r"_kernelILb[01]E(ff|6__halfS\d_|13__nv_bfloat16S\d_)"
 
 # CUDA's sin and cos reduce arguments above 1e5 on the stack; those of GE noise are below 7.
-STACK = {"modulate_kernel<true>": 32}
+NOISY = ("modulate_kernel<true>", "modulated_adam_kernel<true>", "modulated_sgd_kernel<true>")
+STACK = dict.fromkeys(NOISY, 32)
 
 
 def kernel(symbol):
@@ -86,7 +100,7 @@ def test_elements_move_by_16_bytes(compiled):
     sass = subprocess.run(
         [cuobjdump, "-sass", "-arch", "sm_90", target], capture_output=True, text=True, check=True
     ).stdout
-    streaming = 0
+    streaming = updates = 0
     for text in sass.split("Function : ")[1:]:
         name = kernel(text.split()[0])
         plain = name.partition("<")[0]
@@ -96,4 +110,11 @@ def test_elements_move_by_16_bytes(compiled):
         assert plain not in READS or wide["LDG"] >= ACCESSES, f"{name} loads {dict(wide)}"
         assert plain not in WRITES or wide["STG"] >= ACCESSES, f"{name} stores {dict(wide)}"
         streaming += plain in READS
-    assert streaming > 0
+        if plain in UPDATES and re.search(UPDATE_TYPES, text.split()[0]):
+            loads, stores = UPDATES[plain]
+            assert wide["LDG"] >= loads, f"{name} loads {dict(wide)}"
+            assert wide["STG"] >= stores, f"{name} stores {dict(wide)}"
+            updates += 1
+    # with noise and without, in short lists and long ones, of three types
+    assert updates == (12 if f"{target.stem}kernel" in UPDATES else 0)
+    assert streaming > 0 or target.stem in WITHOUT_READS

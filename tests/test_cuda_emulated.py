@@ -1,19 +1,14 @@
 """The CUDA kernels' own sources, run on the CPU by tests/native/emulator, where there is no GPU."""
 
-import os
 from itertools import product
-from pathlib import Path
 
 import inputs
 import numpy as np
 import pytest
 import torch
-from native.emulator.build import build, find_headers
-from native.emulator.emulator import Emulator
+from fences import copies, fenced, fences_stand
 
 from modgrad.backends import reference
-
-SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
 
 # Around packs of 2 to 8 elements, blocks of 256 threads and chunks of 16384 elements.
 SIZES = [0, 1, 3, 7, 255, 256, 257, 16383, 16384, 16385, 40_001]
@@ -33,52 +28,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    include = find_headers()
-    if include is None:
-        reason = "no CUDA headers in CUDA_HOME, beside the nvcc on PATH or in /usr/local/cuda"
-        if os.environ.get("MODGRAD_REQUIRE_NVCC") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return Emulator(build(SOURCE / "csrc", include, tmp_path_factory.mktemp("emulator")))
-
-
-@pytest.fixture
-def emulator(built):
-    built.seed(0)
-    return built
-
-
 @pytest.fixture
 def ops(emulator):
     return emulator.ops
-
-
-# What stands around every tensor. A read of it shows in the result, a write to it in fences_stand.
-FENCE = 8192
-
-
-def fenced(values, offset):
-    """A copy of ``values`` [n] in a larger tensor, ``offset`` elements past a 16-byte boundary."""
-    whole = torch.full((len(values) + 24,), FENCE, dtype=values.dtype)
-    assert whole.data_ptr() % 16 == 0
-    view = whole[8 + offset : 8 + offset + len(values)]
-    view.copy_(values)
-    return view
-
-
-def fences_stand(tensors):
-    for tensor in tensors:
-        whole = tensor._base.clone()
-        whole[tensor.storage_offset() :][: tensor.numel()] = FENCE
-        if not (whole == FENCE).all():
-            return False
-    return True
-
-
-def copies(tensors):
-    return [fenced(t, t.storage_offset() - 8) for t in tensors]
 
 
 def every_view(n):
@@ -275,6 +227,109 @@ def test_target_out_of_range_is_nan(ops, C, target):
     assert found.isnan().tolist() == [True, False]
 
 
+def targets_of(B, C, kind, dtype):
+    """Targets and class weights of the losses' dtype; every fifth sample left out."""
+    classes = torch.randint(0, C, (B,))
+    classes[4::5] = -100
+    probabilities = torch.rand(B, C).to(dtype)
+    return {
+        "classes": (classes, None, -100, 0.0),
+        "classes, all": (classes, torch.rand(C).to(dtype), -100, 0.1),
+        "probabilities": (probabilities, None, -100, 0.0),
+        "probabilities, all": (probabilities, torch.rand(C).to(dtype), -100, 0.1),
+    }[kind]
+
+
+CROSS_ENTROPIES = ["classes", "classes, all", "probabilities", "probabilities, all"]
+
+
+@pytest.mark.parametrize("kind", CROSS_ENTROPIES)
+@pytest.mark.parametrize("C", [2, 7, 33, 257, 2048, 2049])
+@pytest.mark.parametrize("B", [1, 33])
+def test_cross_entropies_and_their_gradients(ops, B, C, kind):
+    same_width = kind != "classes"
+    widths = [C if same_width else C + m % 3 for m in range(9 if C < 2048 else 4)]
+    check_cross_entropies(ops, logits_of(B, widths), targets_of(B, C, kind, torch.float64))
+
+
+@pytest.mark.parametrize("kind", CROSS_ENTROPIES)
+def test_cross_entropies_in_float32(ops, kind):
+    logits = [x for x in logits_of(7, [40] * 8) if x.dtype != torch.float64]
+    check_cross_entropies(ops, logits, targets_of(7, 40, kind, torch.float32))
+
+
+def test_cross_entropies_of_more_rows_than_a_block_has_threads(ops):
+    check_cross_entropies(
+        ops, logits_of(300, [3, 3]), targets_of(300, 3, "classes, all", torch.float64)
+    )
+
+
+def test_cross_entropies_of_many_modalities(ops):
+    targets = torch.tensor([0, 1, -100]), None, -100, 0.1
+    check_cross_entropies(ops, logits_of(3, [2 + i % 29 for i in range(900)]), targets)
+
+
+def check_cross_entropies(ops, logits, given):
+    found = ops.modality_cross_entropy(logits, *given)
+    expected = reference.modality_cross_entropy(logits, *given)
+    # as in test_modality_cross_entropy.py, for the widest sum
+    rtol = (12 + max(x.shape[1] for x in logits) ** 0.5) * inputs.EPS[torch.float32]
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol)
+    loss = list(range(len(logits)))[::-2]
+    weights, upstream = torch.rand(len(logits)), torch.rand(len(logits)).to(found[0].dtype)
+    some = [logits[m] for m in loss]
+    arguments = (some, loss, *given, *expected[2:], upstream)
+    for w in (weights, None):
+        grads = ops.modality_cross_entropy_backward(*arguments, w)
+        for a, b in zip(
+            grads, reference.modality_cross_entropy_backward(*arguments, w), strict=True
+        ):
+            assert a.dtype == b.dtype
+            # the coefficients are at most 1 over the mass of all samples, the last entry
+            eps, atol = inputs.EPS[a.dtype], rtol / expected[3][-1].item()
+            torch.testing.assert_close(a, b, rtol=2 * rtol + eps, atol=atol)
+    assert fences_stand(logits)
+
+
+@pytest.mark.parametrize("dtype", inputs.DTYPES, ids=str)
+@pytest.mark.parametrize("C", [5, 40, 3000])
+def test_cross_entropies_of_infinite_logits_and_nan(ops, C, dtype):
+    rows = torch.randn(6, C).to(dtype)
+    rows[0] = -torch.inf
+    rows[1, :2] = -torch.inf
+    rows[2, C - 1] = torch.inf
+    rows[3, 1] = torch.nan
+    rows[4, 1] = -torch.inf
+    modalities, given = list(rows.split(1)), (torch.zeros(1).long(), None, -100, 0.0)
+    found = ops.modality_cross_entropy(modalities, *given)
+    expected = reference.modality_cross_entropy(modalities, *given)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+    arguments = (modalities, list(range(6)), *given, *expected[2:], torch.ones_like(found[0]), None)
+    grads = ops.modality_cross_entropy_backward(*arguments)
+    wanted = reference.modality_cross_entropy_backward(*arguments)
+    for a, b in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("C", [5, 3000])
+@pytest.mark.parametrize("target", [-1, 2**40, -(2**63), 2**63 - 1])
+def test_cross_entropy_of_a_class_out_of_range_is_nan(ops, C, target):
+    logits = [torch.randn(3, C), torch.randn(3, C + 2)]
+    classes = torch.tensor([0, target, 1])
+    for given in ((classes, None, -100, 0.0), (classes, None, -100, 0.1)):
+        losses, scores, lse, mass = ops.modality_cross_entropy(logits, *given)
+        assert losses.isnan().all()
+        assert scores.isnan().all()
+        arguments = (*given, lse, mass, torch.ones(2), None)
+        for grad in ops.modality_cross_entropy_backward(logits, [0, 1], *arguments):
+            assert grad.isnan().all(1).tolist() == [False, True, False]
+    losses, *_ = ops.modality_cross_entropy(logits, torch.tensor([0, C, 1]), None, -100, 0.0)
+    assert losses.isnan().tolist() == [True, False]
+
+
 def of_losses(tensors, K, apart):
     """Gradients of K losses, each loss ``apart`` elements past the last in alignment; and the
     tensors and losses they belong to. A loss leaves out every fifth tensor."""
@@ -347,7 +402,12 @@ def results(ops):
     changed, combined = copies(tensors), copies(tensors)
     ops.modulate_(changed, group, WEIGHTS, NOISE, SEED)
     ops.combine_(combined, grads, tensor, loss, group, torch.randn(len(WEIGHTS), 6))
+    given = targets_of(20, 7, "classes, all", torch.float32)
+    entropies = ops.modality_cross_entropy(logits[0][:1], *given)
+    upstream = (*entropies[2:], torch.ones_like(entropies[0]), None)
     return [
+        *entropies,
+        *ops.modality_cross_entropy_backward(logits[0][:1], [0], *given, *upstream),
         ops.group_sq_norms(tensors, group, len(WEIGHTS)),
         ops.group_gram(grads, tensor, loss, group, len(WEIGHTS), 6),
         *(ops.modality_scores(x, torch.arange(20) % 3) for x in logits),

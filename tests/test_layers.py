@@ -44,6 +44,7 @@ ALLOWED = {
         "modgrad.update_lists",
     },
     "modgrad.autograd": {"modgrad.ops", "modgrad.checks"},
+    "modgrad.losses": {"modgrad.backends", "modgrad.checks", "modgrad.late_fusion"},
     "modgrad.balancers": {"modgrad.balancers"},
     "modgrad.modalities": {"modgrad.table"},
     "modgrad.late_fusion": set(),

@@ -1,4 +1,4 @@
-"""csrc/math.h and csrc/plan.h, compiled for the CPU and compared with known answers and float64."""
+"""The formulas of csrc, compiled for the CPU, against known answers and float64."""
 
 import importlib.util
 import os
@@ -11,6 +11,7 @@ import numpy as np
 import pybind11
 import pytest
 import torch
+import updates
 
 from modgrad.backends.philox import normals
 
@@ -100,3 +101,40 @@ def test_plan_covers_every_element_once_and_in_order(formulas, sizes):
     work = [sum(size for _, _, size in chunks[a:b]) for a, b in pairwise(tasks)]
     assert all(w < 40 + 16 for w in work)
     assert all(w >= 40 for w in work[:-1])
+
+
+def test_weights_act_on_the_gradient_or_the_rate(formulas):
+    assert formulas.weighted(0.1, 0.5, 2.0, 3.0, 4.0, False, False) == (0.125, 1.5, 0.1)
+    assert formulas.weighted(0.1, 0.5, 2.0, 3.0, 4.0, True, True) == (-0.25, -1.5, 0.05)
+    # no noise asked for: none, whatever the spread
+    assert formulas.weighted(0.1, 0.5, 0.0, np.inf, 1.0, False, False)[1] == 0
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_element(formulas, nesterov, first):
+    for x, p, b in np.random.default_rng(0).standard_normal((100, 3)):
+        expected = updates.numpy_sgd(p, x, b, 0.1, 0.9, 0.3, 0.05, nesterov, first)
+        found = formulas.sgd(x, p, b, 0.1, 0.9, 0.3, 0.05, nesterov, first)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+        plain, _ = updates.numpy_sgd(p, x, None, 0.1, 0.0, 0.0, 0.05, False, False)
+        assert formulas.sgd_without_momentum(x, p, 0.1, 0.05) == pytest.approx(plain, abs=1e-14)
+    assert formulas.sgd_without_momentum(1.0, np.inf, 0.1, 0.0) == np.inf
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("step", [1, 2, 1000])
+def test_adam_element(formulas, step, decoupled):
+    options = (0.1, 0.8, 0.95, 1e-6, 0.05, decoupled)
+    for x, p, m, v, largest in np.random.default_rng(step).standard_normal((100, 5)):
+        state = (m, v * v, largest * largest)
+        expected = updates.numpy_adam(p, x, *state, step - 1, *options)
+        found = formulas.adam(x, p, *state, step, *options)
+        np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_larger_keeps_nan(formulas):
+    assert formulas.larger(1.0, 2.0) == 2
+    assert formulas.larger(3.0, 2.0) == 3
+    assert np.isnan(formulas.larger(np.nan, 2.0))
+    assert np.isnan(formulas.larger(2.0, np.nan))

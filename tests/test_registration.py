@@ -13,6 +13,11 @@ def samples(device):
     weights = torch.tensor([0.5, 2.0], device=device)
     noise, seed = torch.tensor([1.0, 0.0], device=device), torch.tensor(3, device=device)
     logits = [torch.randn(4, 3, device=device), torch.randn(4, 3, device=device)]
+    classes = torch.tensor([0, 2, -100, 1], device=device)
+    probabilities = torch.rand(4, 3, device=device)
+    lse = torch.stack([x.double().logsumexp(1) for x in logits])
+    mass = torch.tensor([1.0, 1.0, 0.0, 1.0, 3.0], device=device, dtype=torch.float64)
+    upstream = torch.tensor([0.5, 2.0, 1.0], device=device)
     params, first, second, largest = (
         [torch.rand(3, 4, device=device), torch.rand(7, device=device)] for _ in range(4)
     )
@@ -37,6 +42,14 @@ def samples(device):
         "modality_scores": [(logits, torch.tensor([0, 2, 1, 1], device=device))],
         "scale_backward": [(grads, weights)],
         "group_gram": [([*grads, grads[0] + 1], [0, 1, 0], [0, 0, 1], [1, 0], 2, 2)],
+        "modality_cross_entropy": [
+            (logits, classes, None, -100, 0.0),
+            (logits, probabilities, upstream, -100, 0.1),
+        ],
+        "modality_cross_entropy_backward": [
+            (logits, [0, 1], classes, None, -100, 0.0, lse, mass, upstream[:2], weights),
+            (logits[1:], [1], probabilities, upstream, -100, 0.1, lse, mass, upstream[:2], None),
+        ],
         "combine_": [
             (
                 [torch.randn(3, 4, device=device), torch.randn(7, device=device)],

@@ -18,12 +18,22 @@ READS = {
     "_scale_backward_kernel",
     "_group_gram_kernel",
     "_combine_kernel",
+    "_cross_entropy_rows_kernel",
+    "_cross_entropy_rows_kernel/soft",
+    "_cross_entropy_backward_kernel",
+    "_cross_entropy_backward_kernel/soft",
+    "_modulated_sgd_kernel",
+    "_modulated_adam_kernel",
 }
 WRITES = {
     "_modulate_kernel",
     "_modulate_noise_kernel",
     "_scale_backward_kernel",
     "_combine_kernel",
+    "_cross_entropy_backward_kernel",
+    "_cross_entropy_backward_kernel/soft",
+    "_modulated_sgd_kernel",
+    "_modulated_adam_kernel",
 }
 
 

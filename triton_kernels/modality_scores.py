@@ -2,21 +2,14 @@
 # mypy: allow-untyped-decorators
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from modgrad.triton_kernels.device import element, load_chunk, sum_range, widen
-from modgrad.triton_kernels.table import Launches, address_table, by_dtype, stream_id, upload
-
-# 8 classes a thread: loads of 16 bytes for 16-bit logits too
-BLOCK = 1024
-OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+from modgrad.triton_kernels.table import BLOCK, ROW_OPTIONS, address_table, row_table
 
 
 @triton.jit
@@ -68,34 +61,16 @@ def _modality_means_kernel(
     tl.store(out + m, mean.to(tl.float32))
 
 
-@lru_cache(maxsize=64)
-def _table(
-    num_rows: int,
-    num_classes: tuple[int, ...],
-    dtypes: tuple[torch.dtype, ...],
-    device: torch.device,
-    stream: int,
-) -> tuple[Launches, Tensor]:
-    """Rows of the first kernel, for each dtype, and modalities of the second."""
-    m = np.arange(len(num_classes))
-    rows = np.stack([m, np.array(num_classes), m * num_rows], axis=1)
-    slots = np.stack([m * num_rows, (m + 1) * num_rows], axis=1)
-    return by_dtype(dtypes, rows, device), upload(slots, device)
-
-
 def launch_modality_scores(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
-    device, B, M = targets.device, len(targets), len(logits)
-    num_classes = tuple(x.shape[1] for x in logits)
-    launches, modalities = _table(
-        B, num_classes, tuple(x.dtype for x in logits), device, stream_id(device)
-    )
+    B, M = len(targets), len(logits)
+    launches, modalities = row_table(logits, range(M))
     p = targets.new_empty(M * B, dtype=torch.float64)
     out = targets.new_empty(M, dtype=torch.float32)
     addresses = address_table(logits)
     with torch.cuda.device_of(out):
         for dtype, rows in launches:
             _modality_scores_kernel[(B, len(rows))](
-                addresses, rows, targets, p, dtype, BLOCK, **OPTIONS
+                addresses, rows, targets, p, dtype, BLOCK, **ROW_OPTIONS
             )
-        _modality_means_kernel[(M,)](p, modalities, out, BLOCK, **OPTIONS)
+        _modality_means_kernel[(M,)](p, modalities, out, BLOCK, **ROW_OPTIONS)
     return out

@@ -31,7 +31,7 @@ def _modulate_spread_kernel(
     read, and its sums stay unwritten.
     """
     tensor, first, count, group, slot = read_row(rows)
-    if tl.load(noise + group) != 0.0:
+    if tl.load(noise + group, mask=group >= 0, other=0.0) != 0.0:
         start = tl.load(addresses + tensor).to(tl.pointer_type(DTYPE))
         shift = widen(tl.load(start), DTYPE).to(tl.float64)
         x = load_chunk(element(addresses, tensor, first, DTYPE), count, DTYPE, CHUNK)
@@ -82,18 +82,25 @@ def _modulate_noise_kernel(
         store_chunk(x, values, count, DTYPE, CHUNK)
 
 
-def launch_noise(
-    table: ChunkTable, addresses: Tensor, weights: Tensor, noise: Tensor, seed: Tensor
-) -> None:
-    sums, squares = weights.new_empty((2, table.num_chunks), dtype=torch.float64).unbind()
-    deviations = weights.new_empty(len(addresses), dtype=torch.float64)
-    for dtype, rows in table.launches:
+def launch_deviations(table: ChunkTable, addresses: Tensor, noise: Tensor) -> Tensor:
+    """Standard deviation of each tensor, float64 [P]; garbage where its group has no noise."""
+    sums, squares = noise.new_empty((2, table.num_chunks), dtype=torch.float64).unbind()
+    deviations = noise.new_empty(len(addresses), dtype=torch.float64)
+    for kind, rows in table.launches:
+        dtype = kind[0] if isinstance(kind, tuple) else kind
         _modulate_spread_kernel[(len(rows),)](
             addresses, rows, noise, sums, squares, dtype, CHUNK, **OPTIONS
         )
     _modulate_deviation_kernel[(len(deviations),)](
         sums, squares, table.tensors, table.sizes, deviations, BLOCK, **OPTIONS
     )
+    return deviations
+
+
+def launch_noise(
+    table: ChunkTable, addresses: Tensor, weights: Tensor, noise: Tensor, seed: Tensor
+) -> None:
+    deviations = launch_deviations(table, addresses, noise)
     for dtype, rows in table.launches:
         _modulate_noise_kernel[(len(rows),)](
             addresses, rows, weights, noise, deviations, seed, dtype, CHUNK, **NOISE_OPTIONS

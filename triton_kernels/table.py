@@ -28,7 +28,13 @@ OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
 # where a program holds two chunks: 31 to 52 registers on sm_90, 58 to 136 with 16 elements a thread
 TWO_CHUNK_OPTIONS = {**OPTIONS, "num_warps": 16}
 
-Launches = tuple[tuple[tl.dtype, Tensor], ...]  # the rows of each dtype: one launch each
+# For a program a row of logits: 8 classes a thread, loads of 16 bytes for 16-bit logits too.
+BLOCK = 1024
+ROW_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+
+# a dtype, or those of a tensor and of what stands beside it
+Kind = torch.dtype | tuple[torch.dtype, ...]
+Launches = tuple[tuple[Any, Tensor], ...]  # the rows of each kind: one launch each
 
 
 class ChunkTable(NamedTuple):
@@ -79,27 +85,37 @@ def stream_id(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-def by_dtype(
-    dtypes: Sequence[torch.dtype], rows: NDArray[np.int64], device: torch.device
-) -> Launches:
-    """The rows of the tensors of each dtype; column 0 is the tensor."""
+def by_dtype(dtypes: Sequence[Kind], rows: NDArray[np.int64], device: torch.device) -> Launches:
+    """The rows of the tensors of each kind; column 0 is the tensor."""
     found = list(dict.fromkeys(dtypes))
     kind = np.array([found.index(d) for d in dtypes])[rows[:, 0]]
-    picked = ((DTYPES[dtype], rows[kind == i]) for i, dtype in enumerate(found))
+    picked = ((_of_triton(dtype), rows[kind == i]) for i, dtype in enumerate(found))
     return tuple((dtype, upload(r, device)) for dtype, r in picked if len(r) > 0)
 
 
-def chunk_table(tensors: Sequence[Tensor], group: Sequence[int], num_groups: int) -> ChunkTable:
+def _of_triton(kind: Kind) -> Any:
+    return tuple(map(DTYPES.get, kind)) if isinstance(kind, tuple) else DTYPES[kind]
+
+
+def chunk_table(
+    tensors: Sequence[Tensor],
+    group: Sequence[int],
+    num_groups: int,
+    beside: Sequence[Tensor] | None = None,
+) -> ChunkTable:
+    """Group -1 is in no range of ``groups``. With ``beside``, launches are by pairs of dtypes."""
     device = tensors[0].device
     sizes = tuple(t.numel() for t in tensors)
-    dtypes = tuple(t.dtype for t in tensors)
-    return _chunk_table(sizes, dtypes, tuple(group), num_groups, device, stream_id(device))
+    kinds: tuple[Kind, ...] = tuple(t.dtype for t in tensors)
+    if beside is not None:
+        kinds = tuple((t.dtype, b.dtype) for t, b in zip(tensors, beside, strict=True))
+    return _chunk_table(sizes, kinds, tuple(group), num_groups, device, stream_id(device))
 
 
 @lru_cache(maxsize=64)
 def _chunk_table(
     sizes: tuple[int, ...],
-    dtypes: tuple[torch.dtype, ...],
+    dtypes: tuple[Kind, ...],
     group: tuple[int, ...],
     num_groups: int,
     device: torch.device,
@@ -123,3 +139,33 @@ def _chunk_table(
         upload(size, device),
         len(rows),
     )
+
+
+class RowTable(NamedTuple):
+    """The logits of a batch, of which a program takes a row; all int64."""
+
+    launches: Launches  # [logits, 3]: place in the list, classes, slot of its loss's first row
+    slots: Tensor  # [logits, 2]: first and end slot
+
+
+def row_table(logits: Sequence[Tensor], loss: Sequence[int]) -> RowTable:
+    """logits[i] [B, C_i] are those of loss[i]."""
+    B, device = len(logits[0]), logits[0].device
+    num_classes = tuple(x.shape[1] for x in logits)
+    dtypes = tuple(x.dtype for x in logits)
+    return _row_table(B, num_classes, dtypes, tuple(loss), device, stream_id(device))
+
+
+@lru_cache(maxsize=64)
+def _row_table(
+    num_rows: int,
+    num_classes: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    loss: tuple[int, ...],
+    device: torch.device,
+    stream: int,
+) -> RowTable:
+    first = np.array(loss, dtype=np.int64) * num_rows
+    rows = np.stack([np.arange(len(loss)), np.array(num_classes), first], axis=1)
+    slots = np.stack([first, first + num_rows], axis=1)
+    return RowTable(by_dtype(dtypes, rows, device), upload(slots, device))

@@ -7,7 +7,9 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-template <bool kMomentum, bool kNoise, typename T, typename S>
+enum class Momentum { kNone, kPlain, kNesterov };
+
+template <Momentum kMomentum, bool kNoise, typename T, typename S>
 inline __attribute__((always_inline)) void step(T* __restrict__ param, const T* __restrict__ grad,
                                                 S* __restrict__ buffer, const wide_t<T>* __restrict__ added, int64_t n,
                                                 wide_t<T> weight, const Sgd<wide_t<T>>& shared) {
@@ -17,9 +19,9 @@ inline __attribute__((always_inline)) void step(T* __restrict__ param, const T* 
     W x = static_cast<W>(grad[i]) * weight;
     if (kNoise) x += added[i];
     W p = static_cast<W>(param[i]);
-    if (kMomentum) {
+    if (kMomentum != Momentum::kNone) {
       W b = static_cast<W>(buffer[i]);
-      sgd_element(s, x, p, b);
+      sgd_element<kMomentum == Momentum::kNesterov>(s, x, p, b);
       buffer[i] = static_cast<S>(b);
     } else {
       sgd_element(s, x, p);
@@ -28,14 +30,19 @@ inline __attribute__((always_inline)) void step(T* __restrict__ param, const T* 
   }
 }
 
-#define MODGRAD_SGD(T, S)                                                                                             \
-  MODGRAD_CLONES void update(T* p, const T* g, S* b, const wide_t<T>* added, int64_t n, wide_t<T> weight,             \
-                             const Sgd<wide_t<T>>& s) {                                                               \
-    if (b != nullptr)                                                                                                 \
-      added != nullptr ? step<true, true>(p, g, b, added, n, weight, s) : step<true, false>(p, g, b, added, n, weight, s); \
-    else                                                                                                              \
-      added != nullptr ? step<false, true>(p, g, b, added, n, weight, s)                                              \
-                       : step<false, false>(p, g, b, added, n, weight, s);                                            \
+template <Momentum kMomentum, typename T, typename S>
+inline __attribute__((always_inline)) void steps(T* p, const T* g, S* b, const wide_t<T>* added, int64_t n,
+                                                 wide_t<T> weight, const Sgd<wide_t<T>>& s) {
+  added != nullptr ? step<kMomentum, true>(p, g, b, added, n, weight, s)
+                   : step<kMomentum, false>(p, g, b, added, n, weight, s);
+}
+
+#define MODGRAD_SGD(T, S)                                                                                   \
+  MODGRAD_CLONES void update(T* p, const T* g, S* b, const wide_t<T>* added, int64_t n, wide_t<T> weight,   \
+                             const Sgd<wide_t<T>>& s, Momentum momentum) {                                  \
+    if (momentum == Momentum::kNone) return steps<Momentum::kNone>(p, g, b, added, n, weight, s);           \
+    if (momentum == Momentum::kPlain) return steps<Momentum::kPlain>(p, g, b, added, n, weight, s);         \
+    steps<Momentum::kNesterov>(p, g, b, added, n, weight, s);                                               \
   }
 MODGRAD_SGD(float, float)
 MODGRAD_SGD(double, double)
@@ -61,13 +68,15 @@ void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vect
                    : checked_updates(p, g, {}, nullptr, group, weights.numel());
   const UpdateRun run{updates, options, lr, weights.const_data_ptr<float>()};
   if (run.value(found_inf, 0) != 0) return;
+  const Momentum kind = b.size() == 0 ? Momentum::kNone : nesterov ? Momentum::kNesterov : Momentum::kPlain;
   run([&](auto* t, auto* s, const Update& u, const Weighted& w, int64_t begin, int64_t n, const auto* added) {
     using T = std::remove_pointer_t<decltype(t)>;
     using S = std::remove_pointer_t<decltype(s)>;
-    S* buffer = b.size() > 0 ? static_cast<S*>(u.state[0]) + begin : nullptr;
+    S* buffer = kind != Momentum::kNone ? static_cast<S*>(u.state[0]) + begin : nullptr;
+    if (buffer != nullptr && is_first_step) std::fill(buffer, buffer + n, S(0));
     update(static_cast<T*>(u.param) + begin, static_cast<const T*>(u.grad) + begin, buffer, added, n,
            static_cast<wide_t<T>>(w.gradient),
-           sgd<wide_t<T>>(w.rate, momentum, dampening, weight_decay, nesterov, is_first_step));
+           sgd<wide_t<T>>(w.rate, momentum, dampening, weight_decay, is_first_step), kind);
   });
 }
 

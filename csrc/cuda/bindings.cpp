@@ -1,46 +1,22 @@
 // The Python module modgrad._C_cuda: tensors to launchers. Importing it registers the CUDA kernels.
 #include <Python.h>
-#include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
 
 #include <limits>
 #include <optional>
 
-#include "../tensors.h"
+#include "../cross_entropy.h"
+#include "arguments.h"
 #include "combine_.cuh"
 #include "group_gram.cuh"
 #include "group_sq_norms.cuh"
+#include "modality_cross_entropy.cuh"
+#include "modality_cross_entropy_backward.cuh"
 #include "modality_scores.cuh"
 #include "modulate_.cuh"
 #include "scale_backward.cuh"
 
 namespace modgrad {
 namespace {
-
-using torch::stable::accelerator::DeviceGuard;
-
-cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-Dtype dtype_of(const char* name, size_t t, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat;
-    case ScalarType::Double: return Dtype::kDouble;
-    case ScalarType::Half: return Dtype::kHalf;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    default: STD_TORCH_CHECK(false, "`", name, "[", t, "]` must be float32, float64, float16 or bfloat16");
-  }
-}
-
-void check_device(const char* name, const Tensor& tensor, int32_t device) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device, "`", name,
-                  "` must be on one CUDA device with all other arguments");
-}
 
 // `in` is set, `out` is null.
 std::vector<TensorRef> references(const char* name, const std::vector<Tensor>& tensors,
@@ -53,7 +29,7 @@ std::vector<TensorRef> references(const char* name, const std::vector<Tensor>& t
     check_device(name, tensors[t], device);
     STD_TORCH_CHECK(group[t] <= std::numeric_limits<int32_t>::max(), "`group[", t, "]` is ", group[t]);
     out.push_back({tensors[t].const_data_ptr(), nullptr, sizes[t], static_cast<int32_t>(group[t]),
-                   dtype_of(name, t, tensors[t])});
+                   dtype_of(tensors[t].scalar_type())});
   }
   return out;
 }
@@ -77,10 +53,6 @@ LossRefs loss_references(const std::vector<Tensor>& grads, const ByParameter& by
     sorted.loss.push_back(static_cast<int32_t>(loss[i]));
   }
   return sorted;
-}
-
-Tensor doubles(const Tensor& like, int64_t size) {
-  return torch::stable::new_empty(like, {size}, ScalarType::Double);
 }
 
 Tensor group_sq_norms(const std::vector<Tensor>& tensors, const std::vector<int64_t>& group,
@@ -142,6 +114,60 @@ Tensor modality_scores(const std::vector<Tensor>& logits, const Tensor& targets)
                                         probabilities.mutable_data_ptr<double>(),
                                         scores.mutable_data_ptr<float>(), current_stream(device)));
   return scores;
+}
+
+void check_devices(const Tensor& targets, const std::optional<Tensor>& class_weights, int32_t device) {
+  check_device("targets", targets, device);
+  if (class_weights.has_value()) check_device("class_weights", *class_weights, device);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(const std::vector<Tensor>& logits,
+                                                                  const Tensor& targets,
+                                                                  const std::optional<Tensor>& class_weights,
+                                                                  int64_t ignore_index, double smoothing) {
+  const ScalarType dtype = real_type(logits);
+  const Targets t = checked_targets(logits, dtype, targets, class_weights, ignore_index, smoothing);
+  const std::vector<TensorRef> refs = references("logits", logits, one_group_each(logits.size()));
+  const int64_t num_modalities = static_cast<int64_t>(logits.size());
+  const int32_t device = logits[0].get_device_index();
+  check_devices(targets, class_weights, device);
+  const DeviceGuard guard(device);
+  const Tensor losses = torch::stable::new_empty(logits[0], {num_modalities}, dtype);
+  const Tensor scores = torch::stable::new_empty(logits[0], {num_modalities}, ScalarType::Float);
+  const Tensor lse = torch::stable::new_empty(logits[0], {num_modalities, t.num_rows}, ScalarType::Double);
+  const Tensor mass = doubles(logits[0], t.num_rows + 1);
+  const Tensor rows = doubles(logits[0], 2 * num_modalities * t.num_rows);
+  STD_CUDA_CHECK(launch_modality_cross_entropy(
+      refs, t, rows.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>(), mass.mutable_data_ptr<double>(),
+      losses.mutable_data_ptr(), scores.mutable_data_ptr<float>(), current_stream(device)));
+  return {losses, scores, lse, mass};
+}
+
+std::vector<Tensor> modality_cross_entropy_backward(const std::vector<Tensor>& logits,
+                                                    const std::vector<int64_t>& loss, const Tensor& targets,
+                                                    const std::optional<Tensor>& class_weights,
+                                                    int64_t ignore_index, double smoothing, const Tensor& lse,
+                                                    const Tensor& mass, const Tensor& grad_losses,
+                                                    const std::optional<Tensor>& weights) {
+  const Targets t =
+      checked_targets(logits, grad_losses.scalar_type(), targets, class_weights, ignore_index, smoothing);
+  const Upstream upstream = checked_upstream(loss, logits.size(), t, lse, mass, grad_losses, weights);
+  std::vector<TensorRef> refs = references("logits", logits, loss);
+  const int32_t device = logits[0].get_device_index();
+  check_devices(targets, class_weights, device);
+  check_device("lse", lse, device);
+  check_device("mass", mass, device);
+  check_device("grad_losses", grad_losses, device);
+  if (weights.has_value()) check_device("weights", *weights, device);
+  const DeviceGuard guard(device);
+  std::vector<Tensor> grads;
+  grads.reserve(logits.size());
+  for (size_t i = 0; i < logits.size(); ++i) {
+    grads.push_back(torch::stable::empty_like(logits[i]));
+    refs[i].out = grads[i].mutable_data_ptr();
+  }
+  STD_CUDA_CHECK(launch_modality_cross_entropy_backward(refs, t, upstream, current_stream(device)));
+  return grads;
 }
 
 std::vector<Tensor> scale_backward(const std::vector<Tensor>& grads, const Tensor& weights) {
@@ -211,6 +237,8 @@ STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {
   m.impl("scale_backward", TORCH_BOX(&modgrad::scale_backward));
   m.impl("group_gram", TORCH_BOX(&modgrad::group_gram));
   m.impl("combine_", TORCH_BOX(&modgrad::combine_));
+  m.impl("modality_cross_entropy", TORCH_BOX(&modgrad::modality_cross_entropy));
+  m.impl("modality_cross_entropy_backward", TORCH_BOX(&modgrad::modality_cross_entropy_backward));
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C_cuda(void) {

@@ -32,6 +32,7 @@ __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162floa
 
 __device__ __forceinline__ void narrow(float x, float& out) { out = x; }
 __device__ __forceinline__ void narrow(double x, double& out) { out = x; }
+__device__ __forceinline__ void narrow(double x, float& out) { out = static_cast<float>(x); }
 __device__ __forceinline__ void narrow(float x, __half& out) { out = __float2half_rn(x); }
 __device__ __forceinline__ void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
 
@@ -117,6 +118,40 @@ __device__ __forceinline__ void for_each_pack(const T* x, int64_t n, int thread,
 #pragma unroll 1
   for (; i < s.packs; i += kStride) widened(load_pack(body + i * kSize), 0);
   if (thread < s.tail) single(body + s.packs * kSize + thread);
+}
+
+// out[i] = f(i, in[i]) for this thread's share of [0, n), of kStride threads, rounded once; the two may be the
+// same memory.
+template <int kStride, typename T, typename F>
+__device__ __forceinline__ void transform(const T* in, T* out, int64_t n, int thread, F f) {
+  constexpr int kSize = Pack<T>::kSize;
+  const auto single = [&](int64_t i) { narrow(f(i, widen(in[i])), out[i]); };
+  if (reinterpret_cast<uintptr_t>(in) % 16 != reinterpret_cast<uintptr_t>(out) % 16) {
+#pragma unroll 4
+    for (int64_t i = thread; i < n; i += kStride) single(i);
+    return;
+  }
+  const Split s = split(in, n);
+  const int64_t tail = s.head + s.packs * kSize;
+  const auto transformed = [&](int64_t pack, Pack<T> values) {
+    const int64_t first = s.head + pack * kSize;
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) narrow(f(first + j, widen(values.x[j])), values.x[j]);
+    store_pack(out + first, values);
+  };
+  if (thread < s.head) single(thread);
+  int64_t i = thread;
+#pragma unroll 1
+  for (; i + (kInFlight - 1) * kStride < s.packs; i += kInFlight * kStride) {
+    Pack<T> packs[kInFlight];
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) packs[u] = load_pack(in + s.head + (i + u * kStride) * kSize);
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) transformed(i + u * kStride, packs[u]);
+  }
+#pragma unroll 1
+  for (; i < s.packs; i += kStride) transformed(i, load_pack(in + s.head + i * kSize));
+  if (thread < s.tail) single(tail + thread);
 }
 
 template <int kWidth, typename T, typename Op>

@@ -51,12 +51,6 @@ inline std::vector<Tile> make_tiles(const LossRefs& refs) {
   return tiles;
 }
 
-inline int64_t count_chunks(const std::vector<Tile>& tiles) {
-  int64_t count = 0;
-  for (const Tile& tile : tiles) count += count_chunks(tile.numel);
-  return count;
-}
-
 cudaError_t launch_group_gram(const std::vector<Tile>& tiles,  // as make_tiles makes them
                               int64_t num_groups, int64_t num_losses,
                               double* partial,  // [kSlots, count_chunks(tiles)], scratch

@@ -1,5 +1,6 @@
 // Sums of squares per group: one partial sum a chunk, then one block a group adds them in a fixed order.
 #include "elements.cuh"
+#include "group_list.cuh"
 #include "group_sq_norms.cuh"
 
 namespace modgrad {
@@ -37,13 +38,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The chunks of group first_group + i are [first_chunk[i], first_chunk[i + 1]).
-template <int kCapacity>
-struct GroupList {
-  int64_t first_chunk[kCapacity + 1];
-  int64_t first_group;
-};
-
 template <int kCapacity>
 __global__ void __launch_bounds__(kThreads)
     add_partials_kernel(const __grid_constant__ GroupList<kCapacity> list, const double* partial,
@@ -56,42 +50,21 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) sums[list.first_group + blockIdx.x] = sum;
 }
 
-// first_chunk: [num_groups + 1]
-template <int kCapacity>
-cudaError_t add_partials(const std::vector<int64_t>& first_chunk, const double* partial, double* sums,
-                         cudaStream_t stream) {
-  const int64_t num_groups = static_cast<int64_t>(first_chunk.size()) - 1;
-  for (int64_t g = 0; g < num_groups; g += kCapacity) {
-    const int64_t size = std::min<int64_t>(kCapacity, num_groups - g);
-    GroupList<kCapacity> list;
-    list.first_group = g;
-    std::copy_n(first_chunk.begin() + g, size + 1, list.first_chunk);
-    add_partials_kernel<<<static_cast<unsigned>(size), kThreads, 0, stream>>>(list, partial, sums);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
-}
-
 }  // namespace
 
 cudaError_t launch_group_sq_norms(std::vector<TensorRef> tensors, int64_t num_groups, double* partial,
                                   double* sums, cudaStream_t stream) {
-  // By group, so that the partial sums of one group stand side by side.
-  std::stable_sort(tensors.begin(), tensors.end(),
-                   [](const TensorRef& a, const TensorRef& b) { return a.group < b.group; });
-  std::vector<int64_t> first_chunk(num_groups + 1);
-  for (const TensorRef& tensor : tensors) first_chunk[tensor.group + 1] += count_chunks(tensor.numel);
-  for (int64_t g = 0; g < num_groups; ++g) first_chunk[g + 1] += first_chunk[g];
-
+  sort_by_group(tensors);  // so that the partial sums of one group stand side by side
   const cudaError_t error = for_each_list(tensors, [&](const auto& list) {
     if (list.num_chunks() == 0) return cudaSuccess;
     group_sq_norms_kernel<<<num_blocks(list.num_chunks()), kThreads, 0, stream>>>(list, partial);
     return cudaGetLastError();
   });
   if (error != cudaSuccess) return error;
-  constexpr int kFewGroups = 64, kManyGroups = 4000;  // 32,016 bytes of arguments
-  return num_groups <= kFewGroups ? add_partials<kFewGroups>(first_chunk, partial, sums, stream)
-                                  : add_partials<kManyGroups>(first_chunk, partial, sums, stream);
+  return for_each_group_list(tensors, num_groups, [&](const auto& list) {
+    add_partials_kernel<<<list.size, kThreads, 0, stream>>>(list, partial, sums);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace modgrad

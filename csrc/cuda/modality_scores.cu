@@ -1,37 +1,15 @@
 // Mean probability of the true class per modality: one pass over the logits, then one over a number a row.
-#include "elements.cuh"
 #include "modality_scores.cuh"
+#include "softmax.cuh"
 
 namespace modgrad {
 namespace {
 
-constexpr int kWarp = 32;
-
-// exp(a - b), and 1 for two equal infinities.
-template <typename T>
-__device__ __forceinline__ T exp_difference(T a, T b) {
-  return a == b ? T(1) : std::exp(a - b);
-}
-
-// softmax(x)[target] by kRowThreads threads, all of which get it. NaN and infinities come out as in torch;
-// the largest value so far skips NaN, the sum keeps it.
+// softmax(x)[target] by kRowThreads threads, all of which get it. NaN and infinities come out as in torch.
 template <int kRowThreads, typename T>
 __device__ __forceinline__ double probability(const T* x, int64_t num_classes, int64_t target, int thread) {
-  using Value = wide_t<T>;
-  Value largest = -INFINITY, sum = 0;  // sum of exp(value - largest)
-  for_each_pack<kRowThreads>(x, num_classes, thread, [&](const auto& values, int) {
-    Value larger = largest;
-#pragma unroll
-    for (const Value value : values) larger = value > larger ? value : larger;
-    sum *= exp_difference(largest, larger);
-    largest = larger;
-#pragma unroll
-    for (const Value value : values) sum += exp_difference(value, largest);
-  });
-  const Value row_largest = reduce<kRowThreads>(largest, Larger());
-  sum = reduce<kRowThreads>(sum * exp_difference(largest, row_largest), Add());
-  const Value no_infinity = row_largest - row_largest;  // NaN where the largest is infinite
-  return static_cast<double>(exp_difference(widen(x[target]), row_largest) / sum + no_infinity);
+  const auto e = exponentials<kRowThreads>(x, num_classes, thread);
+  return static_cast<double>(exp_difference(widen(x[target]), e.largest) / e.sum);
 }
 
 // One warp a row, or one block a row. A target outside [0, C) makes the row NaN and reads nothing.
@@ -75,9 +53,7 @@ cudaError_t launch_modality_scores(const std::vector<TensorRef>& logits, const i
                                    int64_t num_rows, double* probabilities, float* scores,
                                    cudaStream_t stream) {
   if (logits.empty() || num_rows == 0) return cudaSuccess;
-  // A warp takes 512 float32 an iteration; past four of them a whole block is worth its barriers.
-  const bool wide = std::any_of(logits.begin(), logits.end(),
-                                [&](const TensorRef& x) { return x.numel / num_rows > 2048; });
+  const bool wide = takes_blocks(logits, num_rows);
   const cudaError_t error = for_each_list(logits, [&](const auto& list) {
     const int64_t rows_per_block = wide ? 1 : kThreads / kWarp;
     const unsigned blocks = num_blocks((list.size * num_rows + rows_per_block - 1) / rows_per_block);

@@ -1,63 +1,10 @@
 // g <- w g in one pass, or w g + a std(g) z in two: the spread of each tensor, then the update.
 #include "modulate_.cuh"
 #include "scale.cuh"
+#include "spread.cuh"
 
 namespace modgrad {
 namespace {
-
-template <typename T>
-__device__ __forceinline__ Spread spread(const T* x, int64_t n, double shift) {
-  Spread s[kInFlight];
-  for_each_pack<kThreads>(x, n, threadIdx.x, [&](const auto& values, int slot) {
-#pragma unroll
-    for (const auto value : values) {
-      const double d = static_cast<double>(value) - shift;
-      s[slot].sum += d;
-      s[slot].squares = fma(d, d, s[slot].squares);
-    }
-  });
-  return {(s[0].sum + s[1].sum) + (s[2].sum + s[3].sum),
-          (s[0].squares + s[1].squares) + (s[2].squares + s[3].squares)};
-}
-static_assert(kInFlight == 4, "spread adds four sums");
-
-// Tensors without noise are not read, and their partials not written.
-template <int kCapacity>
-__global__ void __launch_bounds__(kThreads)
-    spread_kernel(const __grid_constant__ TensorList<kCapacity> list, const float* noise, Spread* partial) {
-  const int64_t end = list.first_chunk[list.size];
-  for (int64_t c = list.first_chunk[0] + blockIdx.x; c < end; c += gridDim.x) {
-    const TensorChunk chunk = find_chunk(list, c);
-    if (noise[list.group[chunk.tensor]] == 0) continue;
-    Spread s;
-    with_type(list.dtype[chunk.tensor], [&](auto type) {
-      using T = decltype(type);
-      const T* x = static_cast<const T*>(list.in[chunk.tensor]);
-      s = spread(x + chunk.begin, chunk.size, static_cast<double>(widen(x[0])));
-    });
-    s.sum = reduce<kThreads>(s.sum, Add());
-    s.squares = reduce<kThreads>(s.squares, Add());
-    if (threadIdx.x == 0) partial[c] = s;
-  }
-}
-
-// One block a tensor: noise times the tensor's standard deviation.
-template <int kCapacity>
-__global__ void __launch_bounds__(kThreads)
-    deviation_kernel(const __grid_constant__ TensorList<kCapacity> list, const float* noise,
-                     const Spread* partial, double* deviation) {
-  const int t = static_cast<int>(blockIdx.x);
-  const float amount = noise[list.group[t]];
-  if (amount == 0) return;
-  Spread s;
-  for (int64_t c = list.first_chunk[t] + threadIdx.x; c < list.first_chunk[t + 1]; c += kThreads) {
-    s.sum += partial[c].sum;
-    s.squares += partial[c].squares;
-  }
-  s.sum = reduce<kThreads>(s.sum, Add());
-  s.squares = reduce<kThreads>(s.squares, Add());
-  if (threadIdx.x == 0) deviation[list.first_tensor + t] = amount * standard_deviation(s, list.numel[t]);
-}
 
 // w x + a z with every step rounded, as the reference does it: no fused multiply-add.
 __device__ __forceinline__ float noisy(float x, float w, float a, float z) {
@@ -129,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, 4)
       if constexpr (kNoise) {
         if (noisy_group) {
           const int64_t tensor = list.first_tensor + chunk.tensor;
-          scale_and_add_noise(x, chunk, weight, deviation[tensor], static_cast<uint64_t>(*seed),
-                              static_cast<uint32_t>(tensor));
+          scale_and_add_noise(x, chunk, weight, noise[group] * deviation[tensor],
+                              static_cast<uint64_t>(*seed), static_cast<uint32_t>(tensor));
           return;
         }
       }
@@ -143,18 +90,17 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 cudaError_t launch_modulate_(const std::vector<TensorRef>& grads, const float* weights, const float* noise,
                              const int64_t* seed, Spread* partial, double* deviation, cudaStream_t stream) {
+  if (noise != nullptr) {
+    const cudaError_t error = launch_deviations(grads, noise, partial, deviation, stream);
+    if (error != cudaSuccess) return error;
+  }
   return for_each_list(grads, [&](const auto& list) {
     if (list.num_chunks() == 0) return cudaSuccess;
     const unsigned blocks = num_blocks(list.num_chunks());
-    if (noise == nullptr) {
+    if (noise == nullptr)
       modulate_kernel<false><<<blocks, kThreads, 0, stream>>>(list, weights, noise, seed, deviation);
-      return cudaGetLastError();
-    }
-    spread_kernel<<<blocks, kThreads, 0, stream>>>(list, noise, partial);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-    deviation_kernel<<<list.size, kThreads, 0, stream>>>(list, noise, partial, deviation);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-    modulate_kernel<true><<<blocks, kThreads, 0, stream>>>(list, weights, noise, seed, deviation);
+    else
+      modulate_kernel<true><<<blocks, kThreads, 0, stream>>>(list, weights, noise, seed, deviation);
     return cudaGetLastError();
   });
 }

@@ -63,6 +63,39 @@ def _combine_(
     return None
 
 
+def _modality_cross_entropy(
+    logits: Sequence[Tensor],
+    targets: Tensor,
+    class_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _one_device([*logits, targets])
+    M, B, new = len(logits), len(targets), logits[0].new_empty
+    wide = any(x.dtype == torch.float64 for x in logits)
+    return (
+        new(M, dtype=torch.float64 if wide else torch.float32),
+        new(M, dtype=torch.float32),
+        new(M, B, dtype=torch.float64),
+        new(B + 1, dtype=torch.float64),
+    )
+
+
+def _modality_cross_entropy_backward(
+    logits: Sequence[Tensor],
+    loss: Sequence[int],
+    targets: Tensor,
+    class_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    lse: Tensor,
+    mass: Tensor,
+    grad_losses: Tensor,
+    weights: Tensor | None,
+) -> list[Tensor]:
+    return [torch.empty_like(x) for x in logits]
+
+
 def _update(params: Sequence[Tensor], grads: Sequence[Tensor], *rest: Any, **options: Any) -> None:
     """Of every fused update: what it changes is in its schema."""
     _one_device([*params, *grads, *(x for value in rest for x in _tensors_in(value))])
@@ -81,6 +114,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "scale_backward": _scale_backward,
     "group_gram": _group_gram,
     "combine_": _combine_,
+    "modality_cross_entropy": _modality_cross_entropy,
+    "modality_cross_entropy_backward": _modality_cross_entropy_backward,
     "modulated_sgd_": _update,
     "modulated_adam_": _update,
 }

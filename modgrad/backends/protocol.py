@@ -35,6 +35,18 @@ SCHEMAS = {
         "(Tensor(a!)[] out, Tensor[] grads, int[] tensor, int[] loss, int[] group, Tensor weights)"
         " -> ()"
     ),
+    # q_bc = w_c ((1 - s) t_bc + s / C) is what class c of sample b weighs, 0 in a sample left out;
+    # lse [M, B]: log sum_c exp(logits), mass [B + 1]: sum_c q_bc, and what the means divide by
+    "modality_cross_entropy": (
+        "(Tensor[] logits, Tensor targets, Tensor? class_weights, int ignore_index,"
+        " float label_smoothing) -> (Tensor losses, Tensor scores, Tensor lse, Tensor mass)"
+    ),
+    # logits[i] are those of loss[i]
+    "modality_cross_entropy_backward": (
+        "(Tensor[] logits, int[] loss, Tensor targets, Tensor? class_weights, int ignore_index,"
+        " float label_smoothing, Tensor lse, Tensor mass, Tensor grad_losses, Tensor? weights)"
+        " -> Tensor[]"
+    ),
     # group -1: shared. No momentum_buffers: no momentum. lr_tensor stands in for lr.
     "modulated_sgd_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, int[] group,"
@@ -93,6 +105,29 @@ class Backend(Protocol):
         group: Sequence[int],
         weights: Tensor,
     ) -> None: ...
+
+    def modality_cross_entropy(
+        self,
+        logits: Sequence[Tensor],
+        targets: Tensor,
+        class_weights: Tensor | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+    def modality_cross_entropy_backward(
+        self,
+        logits: Sequence[Tensor],
+        loss: Sequence[int],
+        targets: Tensor,
+        class_weights: Tensor | None,
+        ignore_index: int,
+        label_smoothing: float,
+        lse: Tensor,
+        mass: Tensor,
+        grad_losses: Tensor,
+        weights: Tensor | None,
+    ) -> list[Tensor]: ...
 
     def modulated_sgd_(
         self,

@@ -90,6 +90,83 @@ def combine_(
         flat(x).copy_(sum_)
 
 
+def _class_mass(
+    num_classes: int,
+    targets: Tensor,
+    class_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The targets t and the mass q of the classes, [B, C], and which samples count, [B]."""
+    if targets.is_floating_point():
+        kept = torch.ones_like(targets[:, 0], dtype=torch.bool)
+        t = targets.double()
+    else:
+        kept = targets != ignore_index
+        t = (targets[:, None] == torch.arange(num_classes, device=targets.device)).double()
+        outside = kept & ((targets < 0) | (targets >= num_classes))
+        t = torch.where(outside[:, None], torch.nan, t)
+    q = (1 - label_smoothing) * t + label_smoothing / num_classes
+    if class_weights is not None:
+        q = q * class_weights.double()
+    return t, torch.where(kept[:, None], q, 0.0), kept
+
+
+def modality_cross_entropy(
+    logits: Sequence[Tensor],
+    targets: Tensor,
+    class_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    losses, scores, lses, masses = [], [], [], []
+    options = targets, class_weights, ignore_index, label_smoothing
+    for x in map(Tensor.double, logits):
+        t, q, kept = _class_mass(x.shape[1], *options)
+        lse = x.logsumexp(1)
+        lse = torch.where(lse.isinf(), torch.nan, lse)  # as torch: nothing is left, or inf - inf
+        rows = q.sum(1) * lse - torch.where(q == 0, 0.0, q * x).sum(1)
+        p = (t * (x - lse[:, None]).exp()).sum(1)
+        total = kept.sum()
+        if class_weights is not None and not targets.is_floating_point():
+            total = torch.where(kept, (t * class_weights.double()).sum(1), 0.0).sum()
+        losses.append(torch.where(kept, rows, 0.0).sum() / total)
+        scores.append(torch.where(kept, p, 0.0).sum() / kept.sum())
+        lses.append(torch.where(kept, lse, 0.0))
+        masses.append(torch.cat([q.sum(1), total[None]]))
+    wide = any(x.dtype == torch.float64 for x in logits)
+    return (
+        torch.stack(losses).to(torch.float64 if wide else torch.float32),
+        torch.stack(scores).float(),
+        torch.stack(lses),
+        masses[0],
+    )
+
+
+def modality_cross_entropy_backward(
+    logits: Sequence[Tensor],
+    loss: Sequence[int],
+    targets: Tensor,
+    class_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    lse: Tensor,
+    mass: Tensor,
+    grad_losses: Tensor,
+    weights: Tensor | None,
+) -> list[Tensor]:
+    coefficients = grad_losses.double() / mass[-1]
+    if weights is not None:
+        coefficients = coefficients * weights.double()
+    grads = []
+    for x, m in zip(logits, loss, strict=True):
+        _, q, kept = _class_mass(x.shape[1], targets, class_weights, ignore_index, label_smoothing)
+        p = (x.double() - lse[m, :, None]).exp()
+        grad = coefficients[m] * (mass[:-1, None] * p - q)
+        grads.append(torch.where(kept[:, None], grad, 0.0).to(x.dtype))
+    return grads
+
+
 _OPS = (
     group_sq_norms,
     modulate_,
@@ -97,6 +174,8 @@ _OPS = (
     scale_backward,
     group_gram,
     combine_,
+    modality_cross_entropy,
+    modality_cross_entropy_backward,
     modulated_sgd_,
     modulated_adam_,
 )

@@ -98,6 +98,45 @@ def combine_(
     _call("combine_", out, grads, tensor, loss, group, weights)
 
 
+def modality_cross_entropy(
+    logits: Sequence[Tensor],
+    targets: Tensor,
+    class_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out: tuple[Tensor, Tensor, Tensor, Tensor] = _call(
+        "modality_cross_entropy", logits, targets, class_weights, ignore_index, label_smoothing
+    )
+    return out
+
+
+def modality_cross_entropy_backward(
+    logits: Sequence[Tensor],
+    loss: Sequence[int],
+    targets: Tensor,
+    class_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    lse: Tensor,
+    mass: Tensor,
+    grad_losses: Tensor,
+    weights: Tensor | None,
+) -> list[Tensor]:
+    options = targets, class_weights, ignore_index, label_smoothing
+    grads: list[Tensor] = _call(
+        "modality_cross_entropy_backward",
+        logits,
+        loss,
+        *options,
+        lse,
+        mass,
+        grad_losses,
+        weights,
+    )
+    return grads
+
+
 def modulated_sgd_(*args: Any, **options: Any) -> None:
     _call("modulated_sgd_", *args, **options)
 

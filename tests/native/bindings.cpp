@@ -1,4 +1,4 @@
-// csrc/math.h and csrc/plan.h for Python: the CPU runs the very formulas that the GPU does.
+// csrc/math.h, csrc/plan.h and csrc/updates.h for Python: the CPU runs the very formulas that the GPU does.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,6 +8,7 @@
 
 #include "../../csrc/math.h"
 #include "../../csrc/plan.h"
+#include "../../csrc/updates.h"
 
 namespace py = pybind11;
 
@@ -35,4 +36,29 @@ PYBIND11_MODULE(modgrad_native_formulas, m) {
     for (const modgrad::Chunk& c : plan.chunks) chunks.emplace_back(c.tensor, c.begin, c.size);
     return std::make_tuple(chunks, plan.tasks);
   });
+  m.def("weighted", [](double lr, double weight, double noise, double spread, double grad_scale, bool scale_update,
+                       bool maximize) {
+    const modgrad::Weighted w = modgrad::weighted(lr, weight, noise, spread, grad_scale, scale_update, maximize);
+    return std::make_tuple(w.gradient, w.noise, w.rate);
+  });
+  m.def("sgd", [](double x, double p, double b, double lr, double momentum, double dampening, double weight_decay,
+                  bool nesterov, bool is_first_step) {
+    const auto s = modgrad::sgd<double>(lr, momentum, dampening, weight_decay, is_first_step);
+    if (is_first_step) b = 0;
+    nesterov ? modgrad::sgd_element<true>(s, x, p, b) : modgrad::sgd_element<false>(s, x, p, b);
+    return std::make_tuple(p, b);
+  });
+  m.def("sgd_without_momentum", [](double x, double p, double lr, double weight_decay) {
+    modgrad::sgd_element(modgrad::sgd<double>(lr, 0, 0, weight_decay, false), x, p);
+    return p;
+  });
+  m.def("adam", [](double x, double p, double m1, double v, double largest, double step, double lr, double beta1,
+                   double beta2, double eps, double weight_decay, bool decoupled) {
+    const auto bias = modgrad::bias(beta1, beta2, step);
+    const auto a = modgrad::adam<double>(lr, beta1, beta2, eps, weight_decay, decoupled, bias);
+    largest = modgrad::larger(largest, modgrad::adam_moments(a, x, p, m1, v));
+    modgrad::adam_parameter(a, p, m1, largest);
+    return std::make_tuple(p, m1, v, largest);
+  });
+  m.def("larger", [](double largest, double v) { return modgrad::larger(largest, v); });
 }

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 REPLACEMENTS = [
     (
         "*.cu",
-        r"(\w+(?:<\w+>)?)\s*<<<(.*?), (\w+), 0, stream>>>\((.*?)\);",
+        r"(\w+(?:<[\w, ]+>)?)\s*<<<(.*?), (\w+), 0, stream>>>\((.*?)\);",
         r"emulator::launch(\2, \3, [&] { \1(\4); });",
     ),
     # one argument for all threads; fibers would copy 32 KB each
@@ -24,18 +24,29 @@ REPLACEMENTS = [
     (
         "elements.cuh",
         r"\*(reinterpret_cast<const uint4\*>\(aligned\))",
-        r"*emulator::aligned_to_16(\1)",
+        r"*emulator::aligned_to<16>(\1)",
     ),
     (
         "elements.cuh",
         r"asm volatile\(\"st\.global\.v4.*?\);",
-        "*emulator::aligned_to_16(reinterpret_cast<uint4*>(aligned)) = raw;",
+        "*emulator::aligned_to<16>(reinterpret_cast<uint4*>(aligned)) = raw;",
     ),
     # few blocks, so that short lists take the loops over chunks, rows and modalities
     ("tensor_list.cuh", r"(kMaxBlocks) = \d+", r"\1 = 7"),
-    ("bindings.cpp", r"is_cuda\(\)", "is_cpu()"),
-    ("bindings.cpp", r"const DeviceGuard guard\(device\);", ""),
-    ("bindings.cpp", r"\(modgrad_native, CUDA, m\)", "(modgrad_emulated, CPU, m)"),
+    (
+        "update.cuh",
+        r"\*(reinterpret_cast<const uint2\*>\(from\))",
+        r"*emulator::aligned_to<8>(\1)",
+    ),
+    (
+        "update.cuh",
+        r"asm volatile\(\"st\.global\.v2.*?\);",
+        "*emulator::aligned_to<8>(reinterpret_cast<uint2*>(to)) = raw;",
+    ),
+    ("arguments.h", r"is_cuda\(\)", "is_cpu()"),
+    ("update_bindings.cpp", "device_type_cuda", "device_type_cpu"),
+    ("*bindings.cpp", r"const DeviceGuard guard\(device\);", ""),
+    ("*bindings.cpp", r"\(modgrad_native, CUDA, m\)", "(modgrad_emulated, CPU, m)"),
 ]
 
 FLAGS = [

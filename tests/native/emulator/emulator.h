@@ -39,9 +39,9 @@ void sync_block(int line);
 void check(bool condition, const char* message);
 const void* exchange(const void* value, size_t size, unsigned lane_mask);
 
-template <typename T>
-T* aligned_to_16(T* address) {
-  check(reinterpret_cast<uintptr_t>(address) % 16 == 0, "misaligned access of 16 bytes");
+template <int kBytes, typename T>
+T* aligned_to(T* address) {
+  check(reinterpret_cast<uintptr_t>(address) % kBytes == 0, "misaligned access of 8 or 16 bytes");
   return address;
 }
 

@@ -1,0 +1,137 @@
+// The fused updates: tensors to launchers.
+#include "../update_list.h"
+#include "arguments.h"
+#include "modulated_adam_.cuh"
+#include "modulated_sgd_.cuh"
+
+namespace modgrad {
+namespace {
+
+using Stream = std::optional<std::vector<int64_t>>;
+
+void check_devices(const Handles& tensors, int32_t device) {
+  const int32_t cuda = aoti_torch_device_type_cuda();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    int32_t type, index;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensors[i], &type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensors[i], &index));
+    STD_TORCH_CHECK(type == cuda && index == device, "`", tensors.name(), "[", i,
+                    "]` must be on one CUDA device with all other arguments");
+  }
+}
+
+std::vector<UpdateRef> references(const std::vector<Update>& updates, const Stream& stream) {
+  std::vector<UpdateRef> refs;
+  refs.reserve(updates.size());
+  for (size_t i = 0; i < updates.size(); ++i) {
+    const Update& u = updates[i];
+    refs.push_back({u.param, u.grad, {u.state[0], u.state[1], u.state[2]}, u.step, u.size,
+                    static_cast<int32_t>(u.group), static_cast<uint32_t>(stream.has_value() ? (*stream)[i] : i),
+                    dtype_of(u.dtype), dtype_of(u.state_dtype)});
+  }
+  return refs;
+}
+
+// What a launcher takes besides the parameters, and the scratch memory that this points to.
+class Options {
+ public:
+  Options(const UpdateOptions& given, const Tensor& weights, double lr, const std::vector<UpdateRef>& refs)
+      : device_(weights.get_device_index()) {
+    given.check(weights, refs.size());
+    check_device("weights", weights, device_);
+    device.weights = weights.const_data_ptr<float>();
+    device.num_groups = weights.numel();
+    device.lr = lr;
+    device.maximize = given.maximize;
+    device.scale_update = given.scale_update;
+    device.lr_tensor = data<const float>("lr_tensor", given.lr_tensor);
+    device.grad_scale = data<const float>("grad_scale", given.grad_scale);
+    device.found_inf = data<const float>("found_inf", given.found_inf);
+    device.noise = data<const float>("noise", given.noise);
+    device.seed = data<const int64_t>("seed", given.seed);
+    device.sq_norms = data<double>("sq_norms", given.sq_norms);
+    if (given.noise.has_value()) {
+      static_assert(sizeof(Spread) == 2 * sizeof(double));
+      device.spread = static_cast<Spread*>(scratch(weights, 2 * count_chunks(refs)));
+      device.deviation = static_cast<double*>(scratch(weights, static_cast<int64_t>(refs.size())));
+    }
+    if (given.sq_norms.has_value()) {
+      static_assert(sizeof(Squares) == 2 * sizeof(double));
+      device.squares = static_cast<Squares*>(scratch(weights, 2 * count_chunks(refs)));
+    }
+  }
+
+  void* scratch(const Tensor& like, int64_t size) {
+    scratch_.push_back(doubles(like, size));
+    return scratch_.back().mutable_data_ptr();
+  }
+
+  DeviceOptions device = {};
+
+ private:
+  template <typename T>
+  T* data(const char* name, const std::optional<Tensor>& tensor) const {
+    if (!tensor.has_value()) return nullptr;
+    check_device(name, *tensor, device_);
+    return static_cast<T*>(tensor->data_ptr());
+  }
+
+  int32_t device_;
+  std::vector<Tensor> scratch_;  // its memory goes back in stream order
+};
+
+void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
+                    const std::vector<AtenTensorHandle>& momentum_buffers, const std::vector<int64_t>& group,
+                    const Tensor& weights, double lr, double momentum, double dampening, double weight_decay,
+                    bool nesterov, bool is_first_step, bool maximize, bool scale_update,
+                    const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
+                    const std::optional<Tensor>& found_inf, const std::optional<Tensor>& noise,
+                    const std::optional<Tensor>& seed, const Stream& stream, const std::optional<Tensor>& sq_norms) {
+  const Handles p("params", params), g("grads", grads), b("momentum_buffers", momentum_buffers);
+  const int32_t device = weights.get_device_index();
+  for (const Handles* list : {&p, &g, &b}) check_devices(*list, device);
+  const bool has_momentum = b.size() > 0;
+  const auto refs = references(has_momentum ? checked_updates(p, g, {&b}, nullptr, group, weights.numel())
+                                            : checked_updates(p, g, {}, nullptr, group, weights.numel()),
+                               stream);
+  const DeviceGuard guard(device);
+  const Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms},
+                        weights, lr, refs);
+  const SgdOptions sgd = {momentum, dampening, weight_decay, has_momentum, nesterov, is_first_step};
+  STD_CUDA_CHECK(launch_modulated_sgd_(refs, options.device, sgd, current_stream(device)));
+}
+
+void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
+                     const std::vector<AtenTensorHandle>& exp_avgs, const std::vector<AtenTensorHandle>& exp_avg_sqs,
+                     const std::vector<AtenTensorHandle>& max_exp_avg_sqs,
+                     const std::vector<AtenTensorHandle>& state_steps, const std::vector<int64_t>& group,
+                     const Tensor& weights, double lr, double beta1, double beta2, double eps, double weight_decay,
+                     bool decoupled, bool maximize, bool scale_update, const std::optional<Tensor>& lr_tensor,
+                     const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+                     const std::optional<Tensor>& noise, const std::optional<Tensor>& seed, const Stream& stream,
+                     const std::optional<Tensor>& sq_norms) {
+  const Handles p("params", params), g("grads", grads), m("exp_avgs", exp_avgs), v("exp_avg_sqs", exp_avg_sqs),
+      largest("max_exp_avg_sqs", max_exp_avg_sqs), steps("state_steps", state_steps);
+  const int32_t device = weights.get_device_index();
+  for (const Handles* list : {&p, &g, &m, &v, &largest, &steps}) check_devices(*list, device);
+  const bool amsgrad = largest.size() > 0;
+  const auto refs = references(amsgrad ? checked_updates(p, g, {&m, &v, &largest}, &steps, group, weights.numel())
+                                       : checked_updates(p, g, {&m, &v}, &steps, group, weights.numel()),
+                               stream);
+  const DeviceGuard guard(device);
+  Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms}, weights,
+                  lr, refs);
+  constexpr int64_t kDoubles = sizeof(AdamTensor) / sizeof(double);
+  auto* tensors =
+      static_cast<AdamTensor*>(options.scratch(weights, kDoubles * static_cast<int64_t>(refs.size())));
+  const AdamOptions adam = {beta1, beta2, eps, weight_decay, decoupled, amsgrad};
+  STD_CUDA_CHECK(launch_modulated_adam_(refs, options.device, adam, tensors, current_stream(device)));
+}
+
+}  // namespace
+}  // namespace modgrad
+
+STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {
+  m.impl("modulated_sgd_", TORCH_BOX(&modgrad::modulated_sgd_));
+  m.impl("modulated_adam_", TORCH_BOX(&modgrad::modulated_adam_));
+}

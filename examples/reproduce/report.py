@@ -1,0 +1,69 @@
+"""What the reproductions share: arguments, a progress bar, a table, a figure, a verdict."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+# Okabe and Ito's colours, told apart by colour-blind people; dashes and markers serve print.
+STYLES = (
+    {"color": "black", "linestyle": "-", "marker": "o"},
+    {"color": "#0072B2", "linestyle": "--", "marker": "s"},
+    {"color": "#D55E00", "linestyle": "-.", "marker": "^"},
+    {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
+)
+FILLS = (("#56B4E9", ""), ("#E69F00", "///"), ("#009E73", "..."), ("white", "xx"))
+LEGEND = {"frameon": False, "fontsize": 9}
+
+
+class Report:
+    """A title, rows of expected beside obtained values, and a figure with the script's name."""
+
+    def __init__(self, script: str, description: str, argv: Sequence[str] | None) -> None:
+        parser = argparse.ArgumentParser(description=description)
+        add = parser.add_argument
+        add("--output", type=Path, default=Path("reproductions"), help="folder of the figure")
+        add("--quick", action="store_true", help="the smallest version, in seconds")
+        options = parser.parse_args(argv)
+        torch.set_num_threads(1)
+        self.output: Path = options.output
+        self.quick: bool = options.quick
+        self.console = Console()
+        self._script = script
+        self._table = Table("what", title=description.splitlines()[0], title_justify="left")
+        for name in ("expected", "obtained", ""):
+            self._table.add_column(name, justify="right", no_wrap=True)
+        self._failed = 0
+
+    def track(self, items: Sequence, what: str) -> Iterable:
+        return track(items, what, console=self.console, transient=True)
+
+    def row(self, what: str, expected: str, obtained: str, good: bool | None = None) -> None:
+        """``good`` None is a row without a gate."""
+        self._failed += good is False
+        verdict = {None: "", True: "ok", False: "NO"}[good]
+        self._table.add_row(what, expected, obtained, verdict)
+
+    def axes(self, number: int) -> tuple[Figure, list[Axes]]:
+        figure = Figure(figsize=(5.5 * number, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, number, squeeze=False)[0].tolist()
+        for one in axes:
+            one.spines[["top", "right"]].set_visible(False)
+        return figure, axes
+
+    def finish(self, figure: Figure) -> int:
+        """Print, save; the exit code."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        path = self.output / f"{self._script}.png"
+        figure.savefig(path, dpi=150)
+        self.console.print(self._table)
+        self.console.print(str(path), soft_wrap=True, highlight=False)
+        return 1 if self._failed else 0

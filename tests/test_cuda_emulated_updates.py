@@ -1,0 +1,203 @@
+"""The CUDA kernels of the fused updates, run on the CPU by tests/native/emulator."""
+
+from itertools import product
+
+import inputs
+import numpy as np
+import pytest
+import torch
+from fences import fenced, fences_stand
+
+from modgrad.backends import reference
+
+# Around packs of 2 to 8 elements, blocks of 256 threads and chunks of 16384 elements.
+SIZES = [0, 1, 3, 7, 255, 257, 16383, 16385, 40_001]
+WEIGHTS = torch.tensor([0.375, 1.0, 0.0, 1.7])
+NOISE = torch.tensor([1.0, 0.0, 0.5, 2.0])
+# Parameter and state; two launches more than a list of one pair.
+TYPES = [(d, s) for d in inputs.DTYPES for s in dict.fromkeys((d, torch.float32))]
+SGD = {
+    "plain": (0.0, 0.0, 0.0, False, False),
+    "momentum": (0.9, 0.1, 0.01, False, False),
+    "nesterov": (0.9, 0.0, 0.01, True, False),
+    "first": (0.9, 0.1, 0.0, False, True),
+}
+ADAM = {"adam": (0.0, False), "l2": (0.01, False), "adamw": (0.01, True)}
+OPTIMIZERS = [*SGD, *ADAM, "amsgrad"]
+
+
+class Update:
+    """Parameters, gradients and states of one call; ``run`` may be called on a copy."""
+
+    def __init__(self, optimizer, shapes):
+        """``shapes``: size, parameter and state dtype, and offsets of parameter and gradient."""
+        self.optimizer, self.shapes = optimizer, shapes
+        make = lambda n, dtype, offset: fenced(torch.randn(n).to(dtype), offset)  # noqa: E731
+        self.params = [make(n, d, a) for n, d, _, a, _ in shapes]
+        self.grads = [make(n, d, b) for n, d, _, _, b in shapes]
+        self.group = [i % 5 - 1 for i in range(len(shapes))]
+        count = {"plain": 0, "momentum": 1, "nesterov": 1, "first": 1, "amsgrad": 3}
+        self.states = [
+            # no second moment near 0, by whose root an error would grow
+            [fenced((torch.rand(n) + 0.5).to(s), a) for n, _, s, a, _ in shapes]
+            for _ in range(count.get(optimizer, 2))
+        ]
+        self.steps = [torch.tensor(float(7 * i % 40)) for i in range(len(shapes))]
+
+    def copy(self):
+        other = Update.__new__(Update)
+        other.__dict__ |= self.__dict__
+        place = lambda t: fenced(t, t.storage_offset() - 8)  # noqa: E731
+        other.params = [place(t) for t in self.params]
+        other.states = [[place(t) for t in state] for state in self.states]
+        other.steps = [t.clone() for t in self.steps]
+        return other
+
+    def run(self, ops, maximize=False, **options):
+        if self.optimizer in SGD:
+            momentum, dampening, decay, nesterov, first = SGD[self.optimizer]
+            states = self.states[0] if self.states else []
+            ops.modulated_sgd_(
+                *(self.params, self.grads, states, self.group, WEIGHTS, 0.1, momentum),
+                *(dampening, decay, nesterov, first, maximize),
+                **options,
+            )
+        else:
+            decay, decoupled = ADAM.get(self.optimizer, (0.01, True))
+            largest = self.states[2] if len(self.states) > 2 else []
+            ops.modulated_adam_(
+                *(self.params, self.grads, *self.states[:2], largest, self.steps, self.group),
+                *(WEIGHTS, 0.1, 0.9, 0.99, 1e-8, decay, decoupled, maximize),
+                **options,
+            )
+        return self
+
+    def tensors(self):
+        return [*self.params, *(t for state in self.states for t in state), *self.steps]
+
+    def check_against(self, expected, before, noise=False):
+        """The same up to a few roundings of the largest value that enters an element's sums."""
+        for i, (n, dtype, *_) in enumerate(self.shapes):
+            if n == 0:
+                continue
+            x = before.grads[i].double().abs().max().item()
+            if noise:
+                x *= 15  # |z| <= 7, noise up to 2, and a spread below the largest
+            # normals are of float32
+            wide = torch.float64 if dtype == torch.float64 and not noise else torch.float32
+            for mine, theirs, old in zip(
+                (self.params, *self.states),
+                (expected.params, *expected.states),
+                (before.params, *before.states),
+                strict=True,
+            ):
+                a, b = mine[i].double(), theirs[i].double()
+                largest = max(b.abs().max(), old[i].double().abs().max()).item() + max(x, x * x)
+                # at most 16 operations, then one rounding
+                eps = 16 * inputs.EPS[wide] + inputs.EPS[mine[i].dtype]
+                assert (a - b).abs().max().item() <= eps * largest
+        assert self.steps == expected.steps
+        assert fences_stand([t for t in self.tensors() if t.dim()])
+
+
+def every_type(n):
+    """All pairs of types, aligned, apart from a boundary, and apart from their gradients."""
+    offsets = [(0, 0), (1, 1), (4, 4), (0, 3)]
+    return [(n, d, s, a, b) for (d, s), (a, b) in product(TYPES, offsets)]
+
+
+def many(count, types=TYPES):
+    return [
+        ((0, 1, 3, 6, 33)[i % 5], *types[i % len(types)], i % 9, (i + i // 9) % 9)
+        for i in range(count)
+    ]
+
+
+# Launches take 64 tensors or 430, and there are as many launches as it takes.
+LISTS = [every_type(n) for n in SIZES] + [many(65), many(900)]
+IDS = [f"every_type({n})" for n in SIZES] + ["many(65)", "many(900)"]
+
+
+@pytest.fixture
+def ops(emulator):
+    return emulator.ops
+
+
+def scalars(**values):
+    return {name: torch.tensor([value]) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("shapes", LISTS, ids=IDS)
+def test_update_equals_the_reference(ops, optimizer, shapes):
+    before = Update(optimizer, shapes)
+    found, expected = before.copy().run(ops), before.copy().run(reference)
+    found.check_against(expected, before)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("shapes", [LISTS[5], LISTS[7], many(900)], ids=[IDS[5], IDS[7], IDS[-1]])
+def test_every_option_equals_the_reference(ops, optimizer, shapes):
+    before = Update(optimizer, shapes)
+    sq_norms = [torch.full((2, 4), torch.nan, dtype=torch.float64) for _ in range(2)]
+    options = {
+        **scalars(lr_tensor=0.05, grad_scale=3.0, found_inf=0.0),
+        **{"maximize": True, "scale_update": True, "noise": NOISE},
+        **{"seed": torch.tensor(2**62 + 12345), "stream": [3 * i for i in range(len(shapes))]},
+    }
+    found = before.copy().run(ops, sq_norms=sq_norms[0], **options)
+    expected = before.copy().run(reference, sq_norms=sq_norms[1], **options)
+    found.check_against(expected, before, noise=True)
+    # no term is negative, so that each addition adds eps at most: some 100 follow each other
+    rtol = (200 + len(shapes)) * np.finfo(np.float64).eps
+    torch.testing.assert_close(*sq_norms, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0, float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("optimizer", ["momentum", "amsgrad"])
+def test_a_step_that_is_skipped_changes_nothing(ops, optimizer, value):
+    before = Update(optimizer, many(100))
+    sq_norms = torch.arange(8.0).double().view(2, 4)
+    found = before.copy().run(
+        ops, **scalars(found_inf=value), noise=NOISE, seed=torch.tensor(3), sq_norms=sq_norms
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found.tensors(), before.tensors(), strict=True))
+    assert sq_norms.flatten().tolist() == list(range(8))
+
+
+def test_norms_of_more_groups_than_one_launch_adds(ops):
+    params = [torch.full((1 + i % 3,), float(i)) for i in range(100)]
+    grads = [2 * p for p in params]
+    expected = np.zeros((2, 4100))
+    expected[1, ::41] = [i * i * (1 + i % 3) for i in range(100)]
+    expected[0] = 4 * expected[1]
+    sq_norms = torch.full((2, 4100), torch.nan, dtype=torch.float64)
+    group = [41 * i for i in range(100)]
+    sgd = (params, grads, [], group, torch.ones(4100), 0.1, 0.0, 0.0, 0.0, False, False, False)
+    ops.modulated_sgd_(*sgd, sq_norms=sq_norms)
+    assert sq_norms.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("optimizer", ["plain", "nesterov", "adamw", "amsgrad"])
+def test_same_bits_in_every_schedule(emulator, optimizer):
+    before = Update(optimizer, [*every_type(40_001)[::5], *many(70)])
+    results = []
+    for seed in range(3):
+        emulator.seed(seed)
+        sq_norms = torch.zeros(2, 4, dtype=torch.float64)
+        found = before.copy().run(
+            emulator.ops, noise=NOISE, seed=torch.tensor(5), sq_norms=sq_norms
+        )
+        results.append([*found.tensors(), sq_norms])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_infinite_and_missing_numbers_stay_where_they_are(ops):
+    shapes = many(20, [(torch.float32, torch.float32)])
+    before = Update("amsgrad", shapes)
+    before.grads[4][7], before.grads[9][8] = float("inf"), float("nan")
+    found, expected = before.copy().run(ops), before.copy().run(reference)
+    for a, b in zip(found.params, expected.params, strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
+    assert sum((~p.isfinite()).sum() for p in found.params) == 2
