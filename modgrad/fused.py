@@ -42,6 +42,10 @@ class FusedStep:
             self._reason, self._checked = parts.why_not_parameters(self._optimizer), held
         return parts.why_not_options(self._optimizer) or self._reason
 
+    def forget(self) -> None:
+        """Let go of the states of the last step, where others are in use."""
+        self._parts, self._made_of = [], []
+
     def __call__(self, closure: Callable[[], Any] | None = None) -> Any:
         """Decide, then update. A closure is run first; its value is returned."""
         arguments = () if closure is None else (closure,)
@@ -56,14 +60,15 @@ class FusedStep:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        grads = [p.grad for p in self._modulator.held]
+        held = self._modulator.held
+        grads = [p.grad for p in held]
         for layout in {grad.layout for grad in grads if grad is not None} - {torch.strided}:
             raise ValueError(
                 f"a gradient has layout {layout}, allowed: torch.strided; with fused=False what"
                 " the optimizer takes, for shared parameters"
             )
         pending = self._modulator.decide(grads)
-        self._gather(grads)
+        self._gather(held, grads)
         for part in self._parts:
             self._update(part, grads, pending)
         if any(part.is_first_step for part in self._parts):
@@ -72,9 +77,9 @@ class FusedStep:
             self._modulator.commit(pending)
         return loss
 
-    def _gather(self, grads: Sequence[Tensor | None]) -> None:
+    def _gather(self, held: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Make the parts anew where what they are made of is not what it was."""
-        optimizer, held = self._optimizer, self._modulator.held
+        optimizer = self._optimizer
         # model.cuda() moves the same parameters: the first tells
         kinds = held[0].device, parts.kinds(optimizer), [grad is None for grad in grads]
         made_of = [held, *optimizer.state.values()]

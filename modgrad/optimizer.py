@@ -110,9 +110,19 @@ class ModulatedOptimizer(Optimizer):
     called: after unscaling, accumulation and clipping. The state dict is the inner one with a key
     "modgrad" beside; each loads into the other.
 
+    The step of SGD, Adam and AdamW themselves is fused: the update multiplies the weights in, on
+    the optimizer's own states, and ``.grad`` stays as it is. Others get scaled gradients.
+
     Args:
         optimizer: any ``torch.optim.Optimizer``, over all trainable parameters of the modalities.
         modalities, balancer, options: as for ``Modulator``.
+        fused: None fuses the step where it can be, True raises where it cannot, False never does.
+        apply: "gradient": the weight multiplies the gradient, as in the papers. "update": it
+            multiplies the learning rate of the modality's parameters, which Adam does not divide
+            out again; needs the fused step, one loss, and weights at the parameters.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; the optimizer is left as it was.
     """
 
     param_groups = _delegate("param_groups")
@@ -214,6 +224,7 @@ class ModulatedOptimizer(Optimizer):
         if own is not None:
             self.modulator.check_state_dict(own)
         self.optimizer.load_state_dict(inner)
+        self._step.forget()
         if own is not None:
             self.modulator.load_state_dict(own)
 

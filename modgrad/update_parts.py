@@ -164,6 +164,6 @@ def _make_states(optimizer: Optimizer, group: Group) -> dict[str, str]:
         return {"momentum_buffers": "momentum_buffer"} if group["momentum"] != 0 else {}
     optimizer._init_group(group, *([] for _ in range(6)))  # type: ignore[attr-defined]
     for p in present:  # with a default dtype of float64, torch counts in it
-        optimizer.state[p]["step"] = optimizer.state[p]["step"].float()
+        optimizer.state[p]["step"] = optimizer.state[p]["step"].to(p.device, torch.float32)
     keys = {"exp_avgs": "exp_avg", "exp_avg_sqs": "exp_avg_sq", "state_steps": "step"}
     return keys | ({"max_exp_avg_sqs": "max_exp_avg_sq"} if group["amsgrad"] else {})
