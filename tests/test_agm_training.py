@@ -205,7 +205,7 @@ def test_it_ends_cleanly():
 @pytest.mark.parametrize("at", ["boundary", "parameters"])
 def test_disabled_is_plain_training(at):
     model = fusion.Intermediate(TWO).double()
-    optimizer = attached(model, AGM(), at=at)
+    optimizer = attached(model, AGM(), at=at, fused=False)  # gradients are looked at
     for enabled in (True, False, True):
         optimizer.modulator.enabled = enabled
         inputs, targets = networks.batch(TWO, dtype=torch.float64)
