@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import is_
 from typing import Any, Literal
 
 import torch
@@ -20,17 +19,14 @@ from modgrad.balancers.base import (
     OBSERVED,
     Balancer,
     Statistics,
-    map_state,
-    state_tensors,
 )
 from modgrad.distributed import is_sharded, local, mean_over_ranks
+from modgrad.held import HeldParameters
+from modgrad.memory import Memory
 from modgrad.meter import Meter
-from modgrad.modalities import Assignment, Modalities
+from modgrad.modalities import Modalities
 from modgrad.observation import Observation, Observed, in_order
 from modgrad.records import Decision, LastStep, Pending
-
-# 2^64 over the golden ratio, as a signed number: seeds of successive steps share no pattern.
-_SEED_STRIDE = 0x9E3779B97F4A7C15 - 2**64
 
 
 class Modulator:
@@ -91,11 +87,8 @@ class Modulator:
         if at == "boundary" and self._takes_losses:
             raise ValueError("several losses are balanced at='parameters' only")
         self._optimizer = optimizer
-        self._held: list[nn.Parameter] = []
-        self._assignment = Assignment([], [])
-        self._places: list[int] = []  # of its parameters among those held
-        self._refresh()
-        device = self._assignment.parameters[0].device
+        self._parameters = HeldParameters(optimizer, modalities)
+        device = self._parameters.own.parameters[0].device
         select(device, backend)  # an unusable backend is an error here, not in the first step
         self._enabled = True
         self._folded = False
@@ -104,29 +97,9 @@ class Modulator:
         self._decided: Decision | None = None  # before step, by observe or backward
         self._boundary_used = False
 
-        self._state = balancer.init(modalities.names, len(self.losses), device)
+        state = balancer.init(modalities.names, len(self.losses), device)
+        self._memory = Memory(modalities.names, state, seed, device)
         self._weights = torch.ones(len(modalities), device=device)
-        self._step = torch.zeros((), dtype=torch.int64, device=device)
-        self._epoch = torch.zeros((), dtype=torch.int64, device=device)
-        self._seed = torch.tensor(seed, dtype=torch.int64, device=device)
-
-    def _refresh(self) -> None:
-        """Look the parameters up again where the optimizer's are other tensors than before."""
-        held = [p for group in self._optimizer.param_groups for p in group["params"]]
-        if len(held) != len(self._held) or not all(map(is_, held, self._held)):
-            self._assignment = self.modalities.assign(held)
-            place = {id(p): i for i, p in enumerate(held)}
-            self._places = [place[id(p)] for p in self._assignment.parameters]
-            self._held = held
-            if not self._assignment.parameters:
-                raise ValueError("the optimizer holds no parameter of any modality")
-
-    def _follow(self, device: torch.device) -> None:
-        """Move the state to where the parameters are now."""
-        if self._step.device != device:
-            self._state = map_state(lambda t: t.to(device), self._state)
-            for name in ("_weights", "_step", "_epoch", "_seed"):
-                setattr(self, name, getattr(self, name).to(device))
 
     @property
     def enabled(self) -> bool:
@@ -143,17 +116,12 @@ class Modulator:
     @property
     def held(self) -> list[nn.Parameter]:
         """The optimizer's parameters now; the same list until one is replaced."""
-        self._refresh()
-        return self._held
+        return self._parameters.refresh()
 
     @property
     def owner(self) -> list[int]:
         """Of each of those, the index of its modality, -1 for shared."""
-        self._refresh()
-        owner = [-1] * len(self._held)
-        for i, g in zip(self._places, self._assignment.group, strict=True):
-            owner[i] = g
-        return owner
+        return self._parameters.owners()
 
     @property
     def acts_in_backward(self) -> bool:
@@ -172,19 +140,19 @@ class Modulator:
     @property
     def state(self) -> Any:
         """The balancer's state, a NamedTuple of device tensors; replaced by every step."""
-        return self._state
+        return self._memory.state
 
     @state.setter
     def state(self, state: Any) -> None:
-        found = {name: list(t.shape) for name, t in state_tensors(state).items()}
-        allowed = {name: list(t.shape) for name, t in state_tensors(self._state).items()}
-        if found != allowed:
-            raise ValueError(f"`state` holds {found}, allowed: {allowed}")
-        self._state = map_state(lambda old, new: new.to(old, copy=True), self._state, state)
+        self._memory.state = state
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the balancer which epoch it is, for windows in epochs."""
-        self._epoch = torch.full_like(self._epoch, epoch)  # a state may hold the old one
+        self._memory.set_epoch(epoch)
+
+    def _follow(self, device: torch.device) -> None:
+        if self._memory.follow(device):
+            self._weights = self._weights.to(device)
 
     @torch.no_grad()
     def observe(self, **observation: Unpack[Observation]) -> None:
@@ -197,7 +165,7 @@ class Modulator:
         """
         if not self.enabled or not self._observed_names:
             return
-        self._follow(self._assignment.parameters[0].device)
+        self._follow(self._parameters.own.parameters[0].device)
         names = self.modalities.names
         batch = observed.measure(observation, self._observed_names, names, self.backend)
         for name, (total, _) in batch.items():
@@ -241,13 +209,13 @@ class Modulator:
             if value.numel() != 1 or not value.requires_grad:
                 raise ValueError(f"`losses[{name!r}]` is no scalar that requires a gradient")
         values = [value.reshape(()) for value in values]
-        self._refresh()
+        held = self._parameters.refresh()
         if not self.enabled:
-            trained = [p for p in self._held if p.requires_grad]
+            trained = [p for p in held if p.requires_grad]
             several_losses.backward_of_sum(torch.stack(values).sum(), trained, self.process_group)
             return
         self._check_observed()
-        own, shared = self._trainable()
+        own, shared = self._parameters.trainable()
         if any(map(is_sharded, own.parameters)):
             raise NotImplementedError(
                 "backward of several losses with sharded parameters (DTensor)"
@@ -256,15 +224,6 @@ class Modulator:
         self._decided = several_losses.backward(
             values, own, shared, self._known(), self._meter, self._decide, self.process_group
         )
-
-    def _trainable(self) -> tuple[Assignment, list[nn.Parameter]]:
-        """The parameters of modalities, and the shared ones, that require a gradient."""
-        pairs = [pair for pair in zip(*self._assignment, strict=True) if pair[0].requires_grad]
-        if not pairs:
-            raise ValueError("no parameter of any modality requires a gradient")
-        own = set(map(id, self._assignment.parameters))
-        shared = [p for p in self._held if p.requires_grad and id(p) not in own]
-        return Assignment([p for p, _ in pairs], [g for _, g in pairs]), shared
 
     @torch.no_grad()
     def modulate(self) -> None:
@@ -283,7 +242,7 @@ class Modulator:
             return
         if not pending.applied:
             noise, weights = pending.decision.modulation.noise, pending.decision.weights[:, 0]
-            _, own, group = self._present(grads)
+            _, own, group = self._parameters.present(grads)
             ops.modulate_(local(own), group, weights, noise, pending.seed, backend=self.backend)
         self.commit(pending)
 
@@ -296,9 +255,9 @@ class Modulator:
         Args:
             grads: those of ``held``.
         """
-        if not self.enabled or all(grads[i] is None for i in self._places):
+        if not self.enabled or not self._parameters.has_gradient(grads):
             return None
-        self._follow(self._assignment.parameters[0].device)
+        self._follow(self._parameters.own.parameters[0].device)
         if self._decided is None and self._unprepared() and _learning_rate_is_zero(self._optimizer):
             return None  # how torch.distributed.checkpoint makes an optimizer create its state
         self._check_observed()
@@ -311,18 +270,6 @@ class Modulator:
         if self._decided is not None:
             return Pending(self._decided, applied=True)
         return self._measured(grads)
-
-    def _present(
-        self, grads: Sequence[Tensor | None]
-    ) -> tuple[list[nn.Parameter], list[Tensor], list[int]]:
-        """The parameters of modalities that have a gradient, it, and whose each is."""
-        of_own = zip(*self._assignment, (grads[i] for i in self._places), strict=True)
-        present = [(p, grad, g) for p, g, grad in of_own if grad is not None]
-        return (
-            [p for p, _, _ in present],
-            [grad for _, grad, _ in present],
-            [g for *_, g in present],
-        )
 
     def _unprepared(self) -> bool:
         return self._takes_losses or (bool(self._observed_names) and self._observed is None)
@@ -338,7 +285,7 @@ class Modulator:
         """A decision from the gradients of the one loss."""
         known, late = self._known(), self._meter.names - OBSERVED
         if late:
-            parameters, own, group = self._present(grads)
+            parameters, own, group = self._parameters.present(grads)
             if any(map(is_sharded, own)):
                 raise NotImplementedError(f"{sorted(late)} of sharded gradients (DTensor)")
             # set by GradScaler on fused optimizers
@@ -346,20 +293,20 @@ class Modulator:
             known = self._meter.of_gradients(known, parameters, own, group, scale)
         decision, seed = self._decide(known), None
         if decision.modulation.noise is not None:
-            if any(map(is_sharded, self._present(grads)[1])):
+            if any(map(is_sharded, self._parameters.present(grads)[1])):
                 raise NotImplementedError("GE noise on sharded gradients (DTensor)")
-            seed = self._seed + self._step * _SEED_STRIDE
+            seed = self._memory.seed_of_step()
         return Pending(decision, seed)
 
     def _known(self, batch: Observed | None = None) -> Statistics:
         """What is known without gradients: of this batch, or of all since the last step."""
         known = (batch or self._observed or {}).items()
         means = {name: mean_over_ranks(*total, self.process_group) for name, total in known}
-        return Statistics(self._step, self._epoch, **means)
+        return Statistics(self._memory.step, self._memory.epoch, **means)
 
     def _decide(self, statistics: Statistics) -> Decision:
         with torch.no_grad():
-            modulation, state = self.balancer.update(statistics, self._state)
+            modulation, state = self.balancer.update(statistics, self._memory.state)
             shape = len(self.modalities), len(self.losses)
             weights = modulation.weights.broadcast_to(shape).float()
         if modulation.noise is not None and self._takes_losses:
@@ -374,16 +321,7 @@ class Modulator:
         decision = pending.decision
         if not pending.applied:
             self._weights.copy_(decision.weights[:, 0])
-        skipped = getattr(self._optimizer, "found_inf", None)
-        if skipped is None:
-            self._state = decision.state
-            self._step = self._step + 1
-        else:
-            keep = skipped.reshape(()) != 0
-            self._state = map_state(
-                lambda a, b: torch.where(keep, a, b), self._state, decision.state
-            )
-            self._step = self._step + (~keep).long()
+        self._memory.advance(decision.state, getattr(self._optimizer, "found_inf", None))
         measured, weights = decision.statistics, decision.weights
         self.last = LastStep(
             self.modalities.names,
@@ -401,37 +339,16 @@ class Modulator:
 
     def state_dict(self) -> dict[str, Any]:
         """Step, epoch, seed, and the balancer's state: plain containers and tensors."""
-        return {
-            "modalities": list(self.modalities.names),
-            "step": self._step.clone(),
-            "epoch": self._epoch.clone(),
-            "seed": self._seed.clone(),
-            "balancer": {k: v.clone() for k, v in state_tensors(self._state).items()},
-        }
+        return self._memory.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up a state of the same modalities and balancer; an error changes nothing."""
-        self.check_state_dict(state_dict)
-        for name in ("step", "epoch", "seed"):
-            setattr(self, f"_{name}", state_dict[name].to(self._step.device, copy=True))
-        loaded = iter(state_dict["balancer"][name] for name in state_tensors(self._state))
-        self._state = map_state(lambda t: next(loaded).to(t, copy=True), self._state)
+        self._memory.load_state_dict(state_dict)
         self._observed = self._decided = None
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raise ValueError where ``load_state_dict`` could not take this state."""
-        keys = set(self.state_dict())
-        if set(state_dict) != keys:
-            raise ValueError(f"`state_dict` has {sorted(state_dict)}, allowed: {sorted(keys)}")
-        if tuple(state_dict["modalities"]) != self.modalities.names:
-            raise ValueError(
-                f"`state_dict` is of modalities {list(state_dict['modalities'])},"
-                f" allowed: {list(self.modalities.names)}"
-            )
-        found = {name: list(t.shape) for name, t in state_dict["balancer"].items()}
-        allowed = {name: list(t.shape) for name, t in state_tensors(self._state).items()}
-        if found != allowed:
-            raise ValueError(f"`state_dict` holds balancer state {found}, allowed: {allowed}")
+        self._memory.check_state_dict(state_dict)
 
 
 def _learning_rate_is_zero(optimizer: Optimizer) -> bool:

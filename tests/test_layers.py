@@ -56,6 +56,8 @@ ALLOWED = {
     "modgrad.gradients": set(),
     "modgrad.records": {"modgrad.balancers"},
     "modgrad.meter": {"modgrad.balancers", "modgrad.ops"},
+    "modgrad.held": {"modgrad.modalities"},
+    "modgrad.memory": {"modgrad.balancers"},
     "modgrad.several_losses": {
         "modgrad.balancers",
         "modgrad.distributed",
@@ -66,6 +68,8 @@ ALLOWED = {
         "modgrad.records",
     },
     "modgrad.modulator": {
+        "modgrad.held",
+        "modgrad.memory",
         "modgrad.several_losses",
         "modgrad.meter",
         "modgrad.records",

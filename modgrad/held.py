@@ -1,0 +1,65 @@
+"""The parameters that an optimizer holds, and the modality of each."""
+
+from collections.abc import Sequence
+from operator import is_
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from modgrad.modalities import Assignment, Modalities
+
+
+class HeldParameters:
+    """Looked up again whenever the optimizer's are other tensors than before.
+
+    Raises:
+        ValueError: none of them belongs to a modality.
+    """
+
+    def __init__(self, optimizer: Optimizer, modalities: Modalities) -> None:
+        self._optimizer, self._modalities = optimizer, modalities
+        self._all: list[nn.Parameter] = []
+        self.own = Assignment([], [])
+        """Those of modalities, and whose each is, as last looked up."""
+        self._places: list[int] = []  # of them among all
+        self.refresh()
+
+    def refresh(self) -> list[nn.Parameter]:
+        """All parameters now; the same list until one is replaced."""
+        held = [p for group in self._optimizer.param_groups for p in group["params"]]
+        if len(held) != len(self._all) or not all(map(is_, held, self._all)):
+            self.own = self._modalities.assign(held)
+            place = {id(p): i for i, p in enumerate(held)}
+            self._places = [place[id(p)] for p in self.own.parameters]
+            self._all = held
+            if not self.own.parameters:
+                raise ValueError("the optimizer holds no parameter of any modality")
+        return self._all
+
+    def owners(self) -> list[int]:
+        """Of each of all parameters, the index of its modality, -1 for shared."""
+        owners = [-1] * len(self.refresh())
+        for place, modality in zip(self._places, self.own.group, strict=True):
+            owners[place] = modality
+        return owners
+
+    def has_gradient(self, grads: Sequence[Tensor | None]) -> bool:
+        """Whether any parameter of a modality has one; ``grads`` are those of all parameters."""
+        return any(grads[i] is not None for i in self._places)
+
+    def present(
+        self, grads: Sequence[Tensor | None]
+    ) -> tuple[list[nn.Parameter], list[Tensor], list[int]]:
+        """The parameters of modalities that have a gradient, it, and whose each is."""
+        of_own = zip(*self.own, (grads[i] for i in self._places), strict=True)
+        found = [(p, grad, g) for p, g, grad in of_own if grad is not None]
+        return [p for p, _, _ in found], [grad for _, grad, _ in found], [g for *_, g in found]
+
+    def trainable(self) -> tuple[Assignment, list[nn.Parameter]]:
+        """The parameters of modalities, and the shared ones, that require a gradient."""
+        pairs = [pair for pair in zip(*self.own, strict=True) if pair[0].requires_grad]
+        if not pairs:
+            raise ValueError("no parameter of any modality requires a gradient")
+        own = set(map(id, self.own.parameters))
+        shared = [p for p in self._all if p.requires_grad and id(p) not in own]
+        return Assignment([p for p, _ in pairs], [g for _, g in pairs]), shared

@@ -1,0 +1,95 @@
+"""What a modulator remembers from step to step, and saves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modgrad.balancers.base import map_state, state_tensors
+
+# 2^64 over the golden ratio, as a signed number: seeds of successive steps share no pattern.
+_SEED_STRIDE = 0x9E3779B97F4A7C15 - 2**64
+
+
+class Memory:
+    """The balancer's state, the number of modulated steps, the epoch, the seed of the noise."""
+
+    def __init__(
+        self, modalities: tuple[str, ...], state: Any, seed: int, device: torch.device
+    ) -> None:
+        self._modalities, self._state = modalities, state
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self.epoch = torch.zeros((), dtype=torch.int64, device=device)
+        self.seed = torch.tensor(seed, dtype=torch.int64, device=device)
+
+    @property
+    def state(self) -> Any:
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        found, allowed = _shapes(state_tensors(state)), _shapes(state_tensors(self._state))
+        if found != allowed:
+            raise ValueError(f"`state` holds {found}, allowed: {allowed}")
+        self._state = map_state(lambda old, new: new.to(old, copy=True), self._state, state)
+
+    def follow(self, device: torch.device) -> bool:
+        """Move to where the parameters are now; whether that is elsewhere."""
+        if self.step.device == device:
+            return False
+        self._state = map_state(lambda t: t.to(device), self._state)
+        for name in ("step", "epoch", "seed"):
+            setattr(self, name, getattr(self, name).to(device))
+        return True
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = torch.full_like(self.epoch, epoch)  # a state may hold the old one
+
+    def seed_of_step(self) -> Tensor:
+        return self.seed + self.step * _SEED_STRIDE
+
+    def advance(self, state: Any, skipped: Tensor | None) -> None:
+        """After a step; where ``skipped`` is not 0, all stays as it was."""
+        if skipped is None:
+            self._state, self.step = state, self.step + 1
+        else:
+            keep = skipped.reshape(()) != 0
+            self._state = map_state(lambda a, b: torch.where(keep, a, b), self._state, state)
+            self.step = self.step + (~keep).long()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors."""
+        return {
+            "modalities": list(self._modalities),
+            "step": self.step.clone(),
+            "epoch": self.epoch.clone(),
+            "seed": self.seed.clone(),
+            "balancer": {k: v.clone() for k, v in state_tensors(self._state).items()},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up a state of the same modalities and balancer; an error changes nothing."""
+        self.check_state_dict(state_dict)
+        for name in ("step", "epoch", "seed"):
+            setattr(self, name, state_dict[name].to(self.step.device, copy=True))
+        loaded = iter(state_dict["balancer"][name] for name in state_tensors(self._state))
+        self._state = map_state(lambda t: next(loaded).to(t, copy=True), self._state)
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise ValueError where ``load_state_dict`` could not take this state."""
+        keys = set(self.state_dict())
+        if set(state_dict) != keys:
+            raise ValueError(f"`state_dict` has {sorted(state_dict)}, allowed: {sorted(keys)}")
+        if tuple(state_dict["modalities"]) != self._modalities:
+            raise ValueError(
+                f"`state_dict` is of modalities {list(state_dict['modalities'])},"
+                f" allowed: {list(self._modalities)}"
+            )
+        found, allowed = _shapes(state_dict["balancer"]), _shapes(state_tensors(self._state))
+        if found != allowed:
+            raise ValueError(f"`state_dict` holds balancer state {found}, allowed: {allowed}")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(t.shape) for name, t in tensors.items()}
