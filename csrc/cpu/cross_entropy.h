@@ -2,52 +2,9 @@
 #pragma once
 
 #include "../cross_entropy.h"
-#include "exp.h"
-#include "scale.h"
+#include "softmax.h"
 
 namespace modgrad {
-
-constexpr int64_t kLanes = 16;  // one vector of AVX-512, two of AVX2
-
-// Calls f(values, i, count) for the blocks [i, i + count) of x[0, n): kLanes widened values, -inf past the end.
-template <typename T, typename F>
-inline __attribute__((always_inline)) void for_each_block(const T* x, int64_t n, const F& f) {
-  wide_t<T> values[kLanes];
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) values[j] = static_cast<wide_t<T>>(x[i + j]);
-    f(values, i, kLanes);
-  }
-  if (i == n) return;
-  for (int64_t j = 0; j < kLanes; ++j) values[j] = j < n - i ? static_cast<wide_t<T>>(x[i + j]) : -INFINITY;
-  f(values, i, n - i);
-}
-
-// A commutative op over the lanes, pair by pair: 4 steps where one lane after another takes 16.
-template <int64_t kWidth = kLanes, typename T, typename Op>
-inline __attribute__((always_inline)) T fold(const T* lanes, const Op& op) {
-  constexpr int64_t kHalf = kWidth / 2;
-  T pairs[kHalf];
-  for (int64_t j = 0; j < kHalf; ++j) pairs[j] = op(lanes[j], lanes[j + kHalf]);
-  if constexpr (kHalf == 1)
-    return pairs[0];
-  else
-    return fold<kHalf>(pairs, op);
-}
-
-// The logits of one modality, and where their gradient goes.
-struct Logits {
-  const void* x;
-  void* grad;
-  int64_t num_classes;
-  ScalarType dtype;
-};
-
-inline std::vector<Logits> logits_of(const std::vector<Tensor>& logits) {
-  std::vector<Logits> out;
-  for (const Tensor& x : logits) out.push_back({x.const_data_ptr(), nullptr, x.size(1), x.scalar_type()});
-  return out;
-}
 
 inline void check_classes(const Targets& targets, const std::vector<Logits>& logits) {
   if (targets.classes == nullptr) return;
@@ -56,19 +13,6 @@ inline void check_classes(const Targets& targets, const std::vector<Logits>& log
   for (int64_t b = 0; b < targets.num_rows; ++b)
     STD_TORCH_CHECK(!targets.counts(b) || targets.is_valid(b, fewest), "`targets[", b, "]` is ", targets.classes[b],
                     ", outside [0, ", fewest, ")");
-}
-
-// Calls f(m, first, end) for all samples [first, end) of all modalities, spread over threads. With few classes
-// the samples come kLanes at a time, wherever a thread begins. A thread for 64 Ki elements, some 50 us.
-template <typename F>
-void for_each_group(const std::vector<Logits>& logits, int64_t num_rows, const F& f) {
-  int64_t widest = 1;
-  for (const Logits& x : logits) widest = std::max(widest, x.num_classes);
-  const int64_t group = widest <= kLanes ? kLanes : 1, groups = (num_rows + group - 1) / group;
-  const int64_t all = static_cast<int64_t>(logits.size()) * groups;
-  torch::stable::parallel_for(0, all, std::max<int64_t>(1, 65536 / (widest * group)), [&](int64_t i, int64_t end) {
-    for (; i < end; ++i) f(i / groups, i % groups * group, std::min(num_rows, (i % groups + 1) * group));
-  });
 }
 
 }  // namespace modgrad

@@ -11,43 +11,6 @@ struct Row {
   double lse = 0, loss = 0, score = 0, mass = 0;
 };
 
-// sum_c exp(x_c) = sum exp(largest); NaN where torch's softmax is, because the largest is infinite.
-template <typename Wide>
-struct Exponentials {
-  Wide largest, sum;
-};
-
-template <typename T>
-inline __attribute__((always_inline)) Exponentials<wide_t<T>> exponentials(const T* x, int64_t n) {
-  using Wide = wide_t<T>;
-  Wide largest[kLanes], sums[kLanes] = {};
-  for (Wide& lane : largest) lane = -INFINITY;
-  for_each_block(x, n, [&](const Wide* v, int64_t, int64_t) {
-    for (int64_t j = 0; j < kLanes; ++j) largest[j] = v[j] > largest[j] ? v[j] : largest[j];
-  });
-  const Wide top = fold(largest, [](Wide a, Wide b) { return a > b ? a : b; });
-  for_each_block(x, n, [&](const Wide* v, int64_t, int64_t) {
-    for (int64_t j = 0; j < kLanes; ++j) sums[j] += fast_exp(v[j] - top);
-  });
-  return {top, fold(sums, [](Wide a, Wide b) { return a + b; })};
-}
-
-// The same for kLanes rows of few classes, a lane a row: nothing is folded.
-template <typename T>
-inline __attribute__((always_inline)) void exponentials_of_lanes(const T* x, int64_t n, Exponentials<wide_t<T>>* out) {
-  using Wide = wide_t<T>;
-  Wide largest[kLanes], sums[kLanes] = {};
-  for (Wide& lane : largest) lane = -INFINITY;
-  for (int64_t c = 0; c < n; ++c)
-    for (int64_t j = 0; j < kLanes; ++j) {
-      const Wide v = static_cast<Wide>(x[j * n + c]);
-      largest[j] = v > largest[j] ? v : largest[j];
-    }
-  for (int64_t c = 0; c < n; ++c)
-    for (int64_t j = 0; j < kLanes; ++j) sums[j] += fast_exp(static_cast<Wide>(x[j * n + c]) - largest[j]);
-  for (int64_t j = 0; j < kLanes; ++j) out[j] = {largest[j], sums[j]};
-}
-
 template <typename T>
 inline __attribute__((always_inline)) Row measure_row(const T* x, int64_t n, const Targets& targets, int64_t b,
                                                      const Exponentials<wide_t<T>>& e) {
