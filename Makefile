@@ -28,10 +28,18 @@ LOCAL_BUILD = $(if $(filter 1,$(HAS_CUDA)),auto,cpu)
 SITE := build/site
 WITH_SITE = PYTHONPATH=$(ROOT)/$(SITE)
 
-.PHONY: demo test gpu bench lint doctor clean
+.PHONY: demo reproduce test gpu bench lint doctor clean
 
 demo: $(SITE)/.ready
 	cd build && $(WITH_SITE) $(PY) -m modgrad demo --output $(ROOT)/demo_results $(DEMO)
+
+# What the theories predict beside what training gives: tables, and figures in reproductions/.
+# REPRODUCE="--output docs/figures" makes the figures of docs/reproductions.md.
+REPRODUCTIONS := phase_ratio permanent_bias winner_prediction joint_worse blend_noise competition_strength
+reproduce: $(SITE)/.ready
+	for name in $(REPRODUCTIONS); do \
+	    $(WITH_SITE) $(PY) examples/reproduce/$$name.py $(REPRODUCE) || exit 1; \
+	done
 
 doctor: $(SITE)/.ready
 	cd build && $(WITH_SITE) $(PY) -m modgrad doctor
@@ -95,7 +103,7 @@ gpu: $(SITE)/.ready $(RUN)
 	$(WITH_SITE) $(PY) benchmarks/run.py --device cuda $(BENCH)
 
 clean:
-	rm -rf build dist *.egg-info demo_results
+	rm -rf build dist *.egg-info demo_results reproductions
 
 .PHONY: FORCE
 FORCE:

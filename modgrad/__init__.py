@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from modgrad import backends, balancers, datasets, diagnostics
+from modgrad import backends, balancers, datasets, diagnostics, theory
 from modgrad.autograd import scale_backward
 from modgrad.backends import BackendUnavailableError
 from modgrad.balancers import (
@@ -113,4 +113,5 @@ __all__ = [
     "mono_modal_responses",
     "present_mask",
     "scale_backward",
+    "theory",
 ]

@@ -186,6 +186,27 @@ def test_a_log_is_not_overwritten_but_resumed(tmp_path):
         log.step(optimizer.modulator)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 3])
+@pytest.mark.parametrize("cut", ["", '{"kind": "st', '{"kind": "result", "step": 9, "x": 1}'])
+def test_a_log_that_was_cut_off_is_resumed(tmp_path, kept, cut):
+    """What is after the last newline is lost, and nothing else, before or after."""
+    net, optimizer = trainer()
+    log = Log(tmp_path, every=1)
+    for _ in range(3):
+        take_step(net, optimizer)
+        log.step(optimizer.modulator)
+    file = tmp_path / FILE
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:kept]) + cut)
+    log = Log(tmp_path, resume=True)
+    log.record(accuracy={"joint": 0.5})
+    log.record(accuracy={"joint": 0.6})
+    run = Run.read(tmp_path)
+    assert [row["step"] for row in run.steps] == list(range(1, kept))  # the first line is a header
+    assert [row["accuracy"]["joint"] for row in run.results] == [0.5, 0.6]
+    assert run.results[0]["step"] == max(kept - 1, 0)
+
+
 def test_only_the_first_rank_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("modgrad.diagnostics.log._first_rank", lambda: False)
     net, optimizer = trainer()
@@ -282,7 +303,8 @@ def test_the_unimodal_phase_is_told():
         log.record(attribution(audio, visual))
     (text,) = (t for t in diagnostics.summarise(log.run).sentences if "learned first" in t)
     # visual: half of 0.4 a third of the way from 0 to 10; audio: from 30 to 40
-    assert text == "visual was learned first, at step 3; audio followed 30 steps later."
+    first = "visual was learned first: half of its contribution by step 3"
+    assert text == f"{first}; audio reached half of its own 30 steps later."
 
 
 # report

@@ -8,6 +8,7 @@ in Multimodal Deep Linear Networks, ICML 2024.
 import sys
 
 import numpy as np
+import relu_network
 from equal_norms import EqualNorms
 from report import LEGEND, STYLES, Report
 
@@ -57,11 +58,30 @@ def by_correlation(report, axes):
             off = abs(obtained[i] / expected[i] - 1)
             what = f"late fusion of 2 layers, {deviation:g} : 1, rho = {rho:g}"
             report.row(what, f"{expected[i]:.2f}", f"{obtained[i]:.2f}", off < 0.025)
+        with_relus(report, axes, deviation, correlations)
     axes.set(xlabel="correlation of the modalities", ylabel="time of B / time of A", yscale="log")
     axes.set_yticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
     axes.minorticks_off()
     axes.set_title("Two layers, late fusion\n(lines: theory, markers: training)", fontsize=11)
     axes.legend(loc="upper center", **LEGEND)
+
+
+def with_relus(report, axes, deviation, correlations):
+    """Half of the samples wake a neuron: the learning rate of a linear network is half as large."""
+    init, lr = 1e-16, 0.02
+    problems = [SecondOrder.toy(deviation, rho) for rho in correlations]
+    expected = predicted(problems, 2, depth=2, init=init, lr=lr / 2)
+    # t_A times the ratio, and what training takes to end
+    times = -np.log(init) / (lr / 2 * deviation * (deviation + correlations)) * expected
+    obtained = [
+        relu_network.ratio(deviation, rho, init=init, lr=lr, steps=int(1.3 * t + 3000))
+        for rho, t in zip(correlations, times, strict=True)
+    ]
+    off = np.abs(obtained / expected - 1).max()
+    what = f"the same with ReLUs, {deviation:g} : 1: largest error"
+    report.row(what, "< 2.5 %", f"{100 * off:.1f} %", bool(off < 0.025))
+    label = "with ReLUs" if deviation == DEVIATIONS[-1] else None
+    axes.plot(correlations, obtained, "+", color="black", markersize=13, label=label)
 
 
 def by_fusion_layer(report, axes):

@@ -59,7 +59,7 @@ def draw(run: Run) -> bytes:
 
 def _style(index: int, points: int) -> dict[str, Any]:
     colour, dashes, marker, _ = STYLES[index % len(STYLES)]
-    every = (index % points, points // 8) if points > 8 else 1  # staggered: curves may coincide
+    every = (index % points, points // 8) if points > 16 else 1  # staggered: curves may coincide
     return {"color": colour, "linestyle": dashes, "marker": marker, "markevery": every}
 
 

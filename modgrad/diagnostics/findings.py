@@ -198,10 +198,11 @@ def _phase(run: Run) -> Said:
     first, last = phase.order[0], phase.order[-1]
     if phase.half_time[first] == np.inf or phase.ratio < WAIT:
         return [], []
-    text = f"{first} was learned first, at step {phase.half_time[first]:.0f};"
+    text = f"{first} was learned first: half of its contribution by step"
+    text += f" {phase.half_time[first]:.0f};"
     if phase.length == np.inf:
         return [f"{text} {last} contributes no more than noise to the end."], []
-    return [f"{text} {last} followed {phase.length:.0f} steps later."], []
+    return [f"{text} {last} reached half of its own {phase.length:.0f} steps later."], []
 
 
 def _conflict(run: Run) -> Said:
@@ -211,11 +212,11 @@ def _conflict(run: Run) -> Said:
         return [], []
     cos = least_cosine(torch.from_numpy(gram)).numpy()
     often = dict(zip(run.header["modalities"], (cos < 0).mean(0).tolist(), strict=True))
-    parts = ", ".join(f"in {m} in {percent(part)} of the steps" for m, part in often.items())
+    parts = ", ".join(f"{percent(part)} of the steps in {m}" for m, part in often.items())
     advice = (
         "Gradients conflict more often than by chance: MMPareto, PCGrad or CAGrad resolve that."
     )
-    return [f"Gradients of two losses conflict {parts}."], (
+    return [f"Gradients of two losses conflict in {parts}."], (
         [advice] if max(often.values()) > CONFLICT else []
     )
 

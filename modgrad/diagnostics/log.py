@@ -56,7 +56,8 @@ class Log:
                 raise FileExistsError(
                     f"{self._file} is there already, allowed: another folder, or resume=True"
                 )
-            before = Run.read(self._file)
+            _drop_cut_line(self._file)
+            before = Run.parse(self._file)
             self._header = before.header
             self._steps = max((r["step"] for r in before.steps + before.results), default=0)
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +156,13 @@ class Log:
             return
         with self._file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def _drop_cut_line(file: Path) -> None:
+    """What a process that ended while it wrote has left after the last newline."""
+    whole = file.read_bytes().rfind(b"\n") + 1
+    with file.open("r+b") as stream:
+        stream.truncate(whole)
 
 
 def _shapes(last: LastStep) -> dict[str, torch.Size]:

@@ -37,8 +37,16 @@ class Run:
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         if not file.exists():
             raise FileNotFoundError(f"no log at {file}, allowed: a run's folder, with {FILE}")
+        run = cls.parse(file)
+        if not (run.steps or run.results):
+            raise ValueError(f"{file} holds no records, allowed: at least one")
+        return run
+
+    @classmethod
+    def parse(cls, file: Path) -> "Run":
+        """As ``read``, of a file that may hold nothing yet."""
         run = cls()
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         for number, line in enumerate(lines, 1):
             try:
                 run.add(json.loads(line))
@@ -46,8 +54,6 @@ class Run:
                 if number == len(lines) and isinstance(error, json.JSONDecodeError):
                     break  # the process ended while it wrote
                 raise ValueError(f"{file}, line {number}, is no record of a run") from error
-        if not (run.steps or run.results):
-            raise ValueError(f"{file} holds no records, allowed: at least one")
         return run
 
     def add(self, record: Record) -> None:
