@@ -45,7 +45,7 @@ doctor: $(SITE)/.ready
 	cd build && $(WITH_SITE) $(PY) -m modgrad doctor
 
 bench: $(SITE)/.ready
-	$(WITH_SITE) $(PY) benchmarks/run.py $(BENCH)
+	cd build && $(WITH_SITE) $(PY) -m modgrad bench --scaling --output $(ROOT)/bench_results $(BENCH)
 
 $(VENV)/.ready: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -100,10 +100,10 @@ gpu: $(SITE)/.ready $(RUN)
 	    cd $(ROOT) && $(WITH_SITE) PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool \
 	        --error-exitcode 1 $(PY) tests/sanitize.py || exit 1; \
 	done
-	$(WITH_SITE) $(PY) benchmarks/run.py --device cuda $(BENCH)
+	cd build && $(WITH_SITE) $(PY) -m modgrad bench --device cuda --scaling --output $(ROOT)/bench_results $(BENCH)
 
 clean:
-	rm -rf build dist *.egg-info demo_results reproductions
+	rm -rf build dist *.egg-info demo_results reproductions bench_results
 
 .PHONY: FORCE
 FORCE:

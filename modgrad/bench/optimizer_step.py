@@ -1,0 +1,76 @@
+"""The whole ``optimizer.step()`` over many tensors: what the host does counts here."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import modgrad
+from modgrad.bench.case import Case, Kind
+from modgrad.bench.models import tensors
+
+WEIGHTS = {"first": 0.999, "second": 1.001}  # about 1: gradients may be scaled a thousand times
+
+
+def optimizer_step(shapes: str, device: str) -> Case:
+    """AdamW as torch has it, and inside ModulatedOptimizer; all over the same tensors."""
+    start, group = tensors(shapes, device)
+    model = nn.Module()
+    model.first, model.second = (
+        nn.ParameterList(t.clone() for t, g in zip(start, group, strict=True) if g == m)
+        for m in range(2)
+    )
+    params = list(model.parameters())
+    grads = [torch.randn_like(p) for p in params]
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = grad
+
+    def adamw(**options: Any) -> torch.optim.AdamW:
+        return torch.optim.AdamW(params, lr=1e-6, **options)
+
+    def modulated(optimizer: torch.optim.Optimizer, **options: Any) -> torch.optim.Optimizer:
+        modalities = modgrad.Modalities(model, first="first", second="second")
+        balancer = modgrad.FixedWeights(WEIGHTS)
+        return modgrad.ModulatedOptimizer(optimizer, modalities, balancer, **options)
+
+    norms = frozenset({"grad_sq_norms"})
+    clipped = adamw(fused=True)
+
+    def clip() -> None:
+        torch.nn.utils.clip_grad_norm_(params, 1e9)
+        clipped.step()
+
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "AdamW(fused=True)": adamw(fused=True),
+        "AdamW()": adamw(),
+        "modgrad over AdamW(fused=True)": modulated(adamw(fused=True)),
+        "modgrad over AdamW()": modulated(adamw()),
+        "modgrad over AdamW(fused=True), norms": modulated(adamw(fused=True), record=norms),
+    }
+    providers: dict[str, Callable[[], Any]] = {
+        name: partial(optimizer.step) for name, optimizer in optimizers.items()
+    }
+    providers["clip_grad_norm_, AdamW(fused=True)"] = clip
+    stepping = {**optimizers, "clip_grad_norm_, AdamW(fused=True)": clipped}
+
+    def first_moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        return [optimizer.state[p]["exp_avg"] for p in params]
+
+    def check() -> None:
+        """The first moments after the first step."""
+        weights = [list(WEIGHTS.values())[m] for m in sorted(group)]
+        for name, provider in providers.items():
+            scale = weights if name.startswith("modgrad") else [1.0] * len(params)
+            now = [p.grad.clone() for p in params if p.grad is not None]
+            expected = [0.1 * g * w for g, w in zip(now, scale, strict=True)]
+            if stepping[name].state:
+                continue  # checked, and no longer in its first step
+            provider()
+            torch.testing.assert_close(first_moments(stepping[name]), expected)
+
+    size = 7 * sum(p.numel() * p.element_size() for p in params)
+    config = {"shapes": shapes, "dtype": "float32"}
+    kind: Kind = "optimizer step"
+    return Case("optimizer step", providers, check, config, kind, bytes=size, cold=True)

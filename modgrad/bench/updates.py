@@ -1,0 +1,116 @@
+"""Cases of the optimizer updates with weights folded in."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import modgrad
+from modgrad.bench.baselines import by_group, foreach_modulate_
+from modgrad.bench.case import Case, kernels
+from modgrad.bench.models import tensors
+
+LR, MOMENTUM, BETA1, BETA2, EPS = 1e-6, 0.9, 0.9, 0.999, 1e-8  # small: a run goes nowhere
+
+
+def modulated_update(
+    method: Literal["sgd", "adam", "adamw"],
+    shapes: str,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """A step of torch's optimizer with a weight a modality; the first provider has no weights."""
+    params, group = tensors(shapes, device, dtype)
+    grads = [torch.randn_like(p) for p in params]
+    # about 1: `grad_scale` writes the scaled gradient back, a thousand times
+    weights = torch.tensor([0.999, 1.001], device=device)
+    sq_norms = torch.empty(2, 2, dtype=torch.float64, device=device)
+    first, second = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    steps = [torch.zeros((), device=device) for _ in params]
+    states = (first,) if method == "sgd" else (first, second, steps)
+    decay = 1e-2 if method == "adamw" else 0.0
+
+    def stock(indices: list[int], gradients: list[Tensor], scale: Tensor | None = None) -> None:
+        def of(values: list[Tensor]) -> list[Tensor]:
+            return [values[i] for i in indices]
+
+        if method == "sgd":
+            torch._fused_sgd_(
+                *(of(params), gradients, of(first)),
+                weight_decay=0.0,
+                momentum=MOMENTUM,
+                lr=LR,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+                grad_scale=scale,
+            )
+            return
+        torch._foreach_add_(of(steps), 1)
+        update = torch._fused_adam_ if method == "adam" else torch._fused_adamw_
+        update(
+            *(of(params), gradients, of(first), of(second), [], of(steps)),
+            amsgrad=False,
+            maximize=False,
+            beta1=BETA1,
+            beta2=BETA2,
+            lr=LR,
+            eps=EPS,
+            weight_decay=decay,
+            grad_scale=scale,
+        )
+
+    everything = list(range(len(params)))
+    indices = [[i for i in everything if group[i] == g] for g in range(2)]
+    of_group = by_group(grads, group, 2)
+
+    def foreach_then_stock() -> None:
+        foreach_modulate_(of_group, weights)
+        stock(everything, grads)
+
+    def grad_scale() -> None:
+        for g, scale in enumerate(weights.reciprocal().unbind()):
+            stock(indices[g], of_group[g], scale)
+
+    def ours(backend: str, **more: Any) -> None:
+        options = {"lr": LR, "weight_decay": decay, "backend": backend, **more}
+        if method == "sgd":
+            modgrad.modulated_sgd_(
+                *(params, grads, first, group, weights), momentum=MOMENTUM, **options
+            )
+            return
+        update = modgrad.modulated_adam_ if method == "adam" else modgrad.modulated_adamw_
+        update(*(params, grads, first, second, steps, group, weights), **options)
+
+    providers: dict[str, Callable[[], Any]] = {
+        "stock, no weights": partial(stock, everything, grads),
+        "foreach, stock": foreach_then_stock,
+        "stock by grad_scale": grad_scale,
+    }
+    for name in kernels(device):
+        providers[f"modgrad, {name}"] = partial(ours, name)
+        if name != "reference":
+            providers[f"modgrad, {name}, norms"] = partial(ours, name, sq_norms=sq_norms)
+
+    def check() -> None:
+        """The first moments after one step."""
+        share = 1.0 if method == "sgd" else 1 - BETA1
+        for name, provider in providers.items():
+            for values in states:
+                torch._foreach_zero_(values)
+            plain = name == "stock, no weights"
+            expected = [
+                (share * x.float() * (1.0 if plain else weights[g])).to(dtype)
+                for x, g in zip(grads, group, strict=True)
+            ]
+            provider()
+            torch.testing.assert_close(first, expected)
+
+    # parameters, gradients and states are read; all but the gradients are written
+    passes = 5 if method == "sgd" else 7
+    size = passes * sum(t.numel() * t.element_size() for t in params)
+    config = {"shapes": shapes, "dtype": str(dtype).removeprefix("torch.")}
+    return Case(f"modulated_{method}_", providers, check, config, bytes=size, cold=True)
