@@ -5,6 +5,7 @@ from importlib.metadata import version
 from modgrad import backends, balancers, datasets, diagnostics, theory
 from modgrad.autograd import scale_backward
 from modgrad.backends import BackendUnavailableError
+from modgrad.balance import Balanced, balance_, rule_weights
 from modgrad.balancers import (
     AGM,
     DWA,
@@ -16,6 +17,7 @@ from modgrad.balancers import (
     CAGrad,
     Clipped,
     ConditionalLearningSpeed,
+    EqualNorms,
     Every,
     FixedLossWeights,
     FixedWeights,
@@ -51,6 +53,7 @@ from modgrad.responses import (
     mono_modal_responses,
     present_mask,
 )
+from modgrad.rules import Rule
 from modgrad.updates import modulated_adam_, modulated_adamw_, modulated_sgd_
 
 __version__ = version("modgrad")
@@ -64,6 +67,7 @@ __all__ = [
     "PMR",
     "AlignedMTL",
     "BackendUnavailableError",
+    "Balanced",
     "Between",
     "BlendEstimate",
     "BlendEstimator",
@@ -72,6 +76,7 @@ __all__ = [
     "Clipped",
     "ConditionalLearningSpeed",
     "CrossEntropies",
+    "EqualNorms",
     "Every",
     "FixedLossWeights",
     "FixedWeights",
@@ -87,11 +92,13 @@ __all__ = [
     "PrototypeOutput",
     "Prototypes",
     "RandomRebalancing",
+    "Rule",
     "Smoothed",
     "UPGrad",
     "UncertaintyWeighting",
     "attach",
     "backends",
+    "balance_",
     "balancers",
     "blended_cross_entropy",
     "combine_",
@@ -112,6 +119,7 @@ __all__ = [
     "modulated_sgd_",
     "mono_modal_responses",
     "present_mask",
+    "rule_weights",
     "scale_backward",
     "theory",
 ]

@@ -14,6 +14,7 @@ from modgrad.balancers import (
     CAGrad,
     Clipped,
     ConditionalLearningSpeed,
+    EqualNorms,
     Every,
     FixedLossWeights,
     FixedWeights,
@@ -156,6 +157,17 @@ CASES = {
         OGM(alpha=0.3, form="continuous"), {"scores": [math.nan, 0.5]}, [1.0, 1.0]
     ),
     "OGM alpha zero": Case(OGM(alpha=0.0), {"scores": [0.5, 0.0]}, [1.0, 1.0]),
+    # norms 1 and 3, mean 2
+    "EqualNorms": Case(EqualNorms(), {"grad_sq_norms": [1.0, 9.0]}, [2.0, 2 / 3]),
+    "EqualNorms halfway": Case(
+        EqualNorms(power=0.5), {"grad_sq_norms": [1.0, 9.0]}, [2**0.5, (2 / 3) ** 0.5]
+    ),
+    "EqualNorms capped": Case(EqualNorms(cap=1.2), {"grad_sq_norms": [1.0, 9.0]}, [1.2, 1 / 1.2]),
+    # the one without a gradient does not count in the mean
+    "EqualNorms one zero": Case(
+        EqualNorms(), {"grad_sq_norms": [0.0, 1.0, 9.0]}, [1.0, 2.0, 2 / 3], modalities=THREE
+    ),
+    "EqualNorms nan": Case(EqualNorms(), {"grad_sq_norms": [math.nan, 9.0]}, [1.0, 1.0]),
     "FixedWeights": Case(FixedWeights({"visual": 0.25}), {}, [1.0, 0.25]),
     "FixedWeights three": Case(
         FixedWeights({"text": 3.0, "audio": 0.0}), {}, [0.0, 1.0, 3.0], modalities=THREE
@@ -364,6 +376,8 @@ BAD = [
     (lambda: AGM(cap=0.0), ValueError, "`cap` is 0.0, allowed: finite and > 0"),
     (lambda: AGM(cap=math.inf), ValueError, "`cap` is inf"),
     (lambda: AGM(alpha=9.0), ValueError, "`alpha` times `cap` is 90.0, allowed: at most 88"),
+    (lambda: EqualNorms(power=0.0), ValueError, r"`power` is 0.0, allowed: \(0, 1\]"),
+    (lambda: EqualNorms(cap=0.5), ValueError, "`cap` is 0.5, allowed: finite and >= 1"),
     (lambda: OGM(alpha=math.nan), ValueError, "`alpha` is nan, allowed: finite and >= 0"),
     (lambda: OGM(alpha=-1), ValueError, "`alpha` is -1"),
     (lambda: OGM(noise=math.inf), ValueError, "`noise` is inf"),

@@ -11,6 +11,7 @@ ROOT = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
 # A room is named by its dotted prefix; the longest that matches counts.
 ALLOWED = {
     "modgrad.triton_kernels": {"modgrad.triton_kernels"},
+    "modgrad.rules": set(),
     "modgrad.backends.protocol": set(),
     "modgrad.backends.layout": set(),
     "modgrad.backends.philox": set(),
@@ -25,6 +26,7 @@ ALLOWED = {
         "modgrad.backends.fake",
         "modgrad.backends.layout",
         "modgrad.backends.reference_updates",
+        "modgrad.rules",
     },
     "modgrad.backends.native": {"modgrad.backends.fake", "modgrad._C", "modgrad._C_cuda"},
     "modgrad.backends.triton": {
@@ -36,6 +38,12 @@ ALLOWED = {
     "modgrad.checks": set(),
     "modgrad.table": set(),
     "modgrad.ops": {"modgrad.backends", "modgrad.checks"},
+    "modgrad.balance": {
+        "modgrad.backends",
+        "modgrad.checks",
+        "modgrad.ops",
+        "modgrad.rules",
+    },
     "modgrad.update_lists": {"modgrad.backends.layout", "modgrad.checks"},
     "modgrad.updates": {
         "modgrad.backends",
@@ -45,7 +53,7 @@ ALLOWED = {
     },
     "modgrad.autograd": {"modgrad.ops", "modgrad.checks"},
     "modgrad.losses": {"modgrad.backends", "modgrad.checks", "modgrad.late_fusion"},
-    "modgrad.balancers": {"modgrad.balancers"},
+    "modgrad.balancers": {"modgrad.balancers", "modgrad.rules"},
     "modgrad.modalities": {"modgrad.table"},
     "modgrad.late_fusion": set(),
     "modgrad.prototypes": set(),

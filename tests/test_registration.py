@@ -18,6 +18,7 @@ def samples(device):
     lse = torch.stack([x.double().logsumexp(1) for x in logits])
     mass = torch.tensor([1.0, 1.0, 0.0, 1.0, 3.0], device=device, dtype=torch.float64)
     upstream = torch.tensor([0.5, 2.0, 1.0], device=device)
+    spd = torch.eye(2, dtype=torch.float64, device=device).repeat(2, 1, 1) + 0.1
     params, first, second, largest = (
         [torch.rand(3, 4, device=device), torch.rand(7, device=device)] for _ in range(4)
     )
@@ -59,6 +60,19 @@ def samples(device):
                 [1, 0],
                 torch.randn(2, 2, device=device),
             )
+        ],
+        "rule_weights": [
+            (upstream[:2], "ogm", [0.3, 0.0], None, []),
+            (spd, "gradnorm", [1.0, 0.1], upstream[:2], [weights, weights + 1]),
+        ],
+        "balance_": [
+            (grads, [], [], [], [0, 1], 2, 1, "equal_norms", [1.0, 1e3], None, []),
+            (
+                [torch.randn(3, 4, device=device), torch.randn(7, device=device)],
+                [*grads, grads[0] + 1],
+                *([0, 1, 0], [0, 0, 1], [1, 0], 2, 2),
+                *("gradnorm", [1.0, 0.1], upstream[:2], [weights, weights + 1]),
+            ),
         ],
         "modulated_sgd_": [sgd, (sgd, every_option)],
         "modulated_adam_": [

@@ -1,5 +1,5 @@
 // out = sum over losses of w g: one pass, in wide sums of a block, rounded once.
-#include "../tensors.h"
+#include "ops.h"
 #include "scale.h"
 
 namespace modgrad {
@@ -49,6 +49,8 @@ MODGRAD_CLONES void narrow(const double* sum, double* out, int64_t n) { round_to
 MODGRAD_CLONES void narrow(const float* sum, Half* out, int64_t n) { round_to(sum, out, n); }
 MODGRAD_CLONES void narrow(const float* sum, BFloat16* out, int64_t n) { round_to(sum, out, n); }
 
+}  // namespace
+
 void combine_(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
               const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
               const std::vector<int64_t>& group, const Tensor& weights) {
@@ -79,7 +81,6 @@ void combine_(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
   });
 }
 
-}  // namespace
 }  // namespace modgrad
 
 STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("combine_", TORCH_BOX(&modgrad::combine_)); }

@@ -1,7 +1,7 @@
 // Inner products of the gradients of several losses per group: float64, one partial sum a chunk and pair of
 // losses, added in the order of chunks. Memory is read once: the K gradients of a chunk are 64 KiB of float32
 // each, and stay in the L2 cache until all pairs are done.
-#include "../tensors.h"
+#include "ops.h"
 #include "parallel.h"
 
 namespace modgrad {
@@ -99,6 +99,8 @@ void products(At x, int64_t n, int64_t size, double* out) {
   }
 }
 
+}  // namespace
+
 Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
                   const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
                   int64_t num_losses) {
@@ -138,7 +140,6 @@ Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& 
   return out;
 }
 
-}  // namespace
 }  // namespace modgrad
 
 STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("group_gram", TORCH_BOX(&modgrad::group_gram)); }

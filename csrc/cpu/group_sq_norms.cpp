@@ -1,5 +1,5 @@
 // Sums of squares per group: one pass, float64, one partial sum a chunk, added in the order of chunks.
-#include "../tensors.h"
+#include "ops.h"
 #include "parallel.h"
 #include "squares.h"
 
@@ -32,8 +32,6 @@ MODGRAD_CLONES double squares(const double* x, int64_t n) { return sum_of_square
 MODGRAD_CLONES double squares(const Half* x, int64_t n) { return sum_of_squares(x, n); }
 MODGRAD_CLONES double squares(const BFloat16* x, int64_t n) { return sum_of_squares(x, n); }
 
-namespace {
-
 Tensor group_sq_norms(const std::vector<Tensor>& tensors, const std::vector<int64_t>& group, int64_t num_groups) {
   const Plan plan = make_plan(checked_sizes("tensors", tensors));
   check_group(group, tensors.size(), num_groups);
@@ -51,7 +49,6 @@ Tensor group_sq_norms(const std::vector<Tensor>& tensors, const std::vector<int6
   return out;
 }
 
-}  // namespace
 }  // namespace modgrad
 
 STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) {

@@ -1,7 +1,5 @@
 // g <- w g, or w g + a std(g) z: two passes with noise (the spread, then the update), one without.
-#include <optional>
-
-#include "../tensors.h"
+#include "ops.h"
 #include "scale.h"
 #include "spread.h"
 
@@ -20,6 +18,8 @@ void scale_and_add_noise(T* x, const Chunk& chunk, float weight, double deviatio
     }
   }
 }
+
+}  // namespace
 
 void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& group, const Tensor& weights,
                const std::optional<Tensor>& noise, const std::optional<Tensor>& seed) {
@@ -67,7 +67,6 @@ void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& gro
   });
 }
 
-}  // namespace
 }  // namespace modgrad
 
 STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("modulate_", TORCH_BOX(&modgrad::modulate_)); }

@@ -63,6 +63,36 @@ def _combine_(
     return None
 
 
+def _rule_weights(
+    statistic: Tensor,
+    rule: str,
+    parameters: Sequence[float],
+    losses: Tensor | None,
+    states: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    M, K = len(statistic), 1 if statistic.dim() == 1 else statistic.shape[-1]
+    weights, next_ = (statistic.new_empty(n, K, dtype=torch.float32) for n in (M, len(states)))
+    return weights, next_
+
+
+def _balance_(
+    out: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    tensor: Sequence[int],
+    loss: Sequence[int],
+    group: Sequence[int],
+    num_groups: int,
+    num_losses: int,
+    rule: str,
+    parameters: Sequence[float],
+    losses: Tensor | None,
+    states: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    _one_device([*out, *grads])
+    gram = out[0].new_empty(num_groups, num_losses, num_losses, dtype=torch.float64)
+    return gram, *_rule_weights(gram, rule, parameters, losses, states)
+
+
 def _modality_cross_entropy(
     logits: Sequence[Tensor],
     targets: Tensor,
@@ -114,6 +144,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "scale_backward": _scale_backward,
     "group_gram": _group_gram,
     "combine_": _combine_,
+    "rule_weights": _rule_weights,
+    "balance_": _balance_,
     "modality_cross_entropy": _modality_cross_entropy,
     "modality_cross_entropy_backward": _modality_cross_entropy_backward,
     "modulated_sgd_": _update,

@@ -81,6 +81,22 @@ def scale_backward(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
     return scaled
 
 
+def rule_weights(
+    statistic: Tensor,
+    rule: str,
+    parameters: Sequence[float],
+    losses: Tensor | None,
+    states: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor] = _ops.rule_weights(statistic, rule, parameters, losses, states)
+    return out
+
+
+def balance_(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    out: tuple[Tensor, Tensor, Tensor] = _ops.balance_(*args)
+    return out
+
+
 def modality_cross_entropy(
     logits: Sequence[Tensor],
     targets: Tensor,

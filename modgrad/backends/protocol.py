@@ -35,6 +35,18 @@ SCHEMAS = {
         "(Tensor(a!)[] out, Tensor[] grads, int[] tensor, int[] loss, int[] group, Tensor weights)"
         " -> ()"
     ),
+    # statistic: scores [M] in float32, or a gram [M, K, K] in float64; weights and next: float32
+    # [M, K], [S, K]; S states of the rule, [K] each, are next after this step
+    "rule_weights": (
+        "(Tensor statistic, str rule, float[] parameters, Tensor? losses, Tensor[] states)"
+        " -> (Tensor weights, Tensor next)"
+    ),
+    # group_gram, rule_weights, combine_; no grads: those of one loss are `out`, scaled in place
+    "balance_": (
+        "(Tensor(a!)[] out, Tensor[] grads, int[] tensor, int[] loss, int[] group, int num_groups,"
+        " int num_losses, str rule, float[] parameters, Tensor? losses, Tensor[] states)"
+        " -> (Tensor gram, Tensor weights, Tensor next)"
+    ),
     # q_bc = w_c ((1 - s) t_bc + s / C) is what class c of sample b weighs, 0 in a sample left out;
     # lse [M, B]: log sum_c exp(logits), mass [B + 1]: sum_c q_bc, and what the means divide by
     "modality_cross_entropy": (
@@ -105,6 +117,30 @@ class Backend(Protocol):
         group: Sequence[int],
         weights: Tensor,
     ) -> None: ...
+
+    def rule_weights(
+        self,
+        statistic: Tensor,
+        rule: str,
+        parameters: Sequence[float],
+        losses: Tensor | None,
+        states: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def balance_(
+        self,
+        out: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        tensor: Sequence[int],
+        loss: Sequence[int],
+        group: Sequence[int],
+        num_groups: int,
+        num_losses: int,
+        rule: str,
+        parameters: Sequence[float],
+        losses: Tensor | None,
+        states: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
 
     def modality_cross_entropy(
         self,

@@ -10,6 +10,7 @@ from modgrad.backends.fake import register
 from modgrad.backends.layout import flat
 from modgrad.backends.reference_updates import modulated_adam_ as modulated_adam_
 from modgrad.backends.reference_updates import modulated_sgd_ as modulated_sgd_
+from modgrad.rules import Rule, weights
 
 
 def unusable(device: torch.device) -> str | None:
@@ -88,6 +89,42 @@ def combine_(
         sum_ += flat(grads[i]).to(sum_.dtype) * weight.to(sum_.dtype)
     for x, sum_ in zip(out, sums, strict=True):
         flat(x).copy_(sum_)
+
+
+def rule_weights(
+    statistic: Tensor,
+    rule: str,
+    parameters: Sequence[float],
+    losses: Tensor | None,
+    states: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    found, new = weights(Rule(rule, tuple(parameters)), statistic, losses, tuple(states))
+    return found.clone(), torch.stack(new) if new else found.new_empty(0, found.shape[1])
+
+
+def balance_(
+    out: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    tensor: Sequence[int],
+    loss: Sequence[int],
+    group: Sequence[int],
+    num_groups: int,
+    num_losses: int,
+    rule: str,
+    parameters: Sequence[float],
+    losses: Tensor | None,
+    states: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    if grads:
+        gram = group_gram(grads, tensor, loss, group, num_groups, num_losses)
+    else:
+        gram = group_sq_norms(out, group, num_groups)[:, None, None]
+    found, new = rule_weights(gram, rule, parameters, losses, states)
+    if grads:
+        combine_(out, grads, tensor, loss, group, found)
+    else:
+        modulate_(out, group, found[:, 0])
+    return gram, found, new
 
 
 def _class_mass(
@@ -174,6 +211,8 @@ _OPS = (
     scale_backward,
     group_gram,
     combine_,
+    rule_weights,
+    balance_,
     modality_cross_entropy,
     modality_cross_entropy_backward,
     modulated_sgd_,

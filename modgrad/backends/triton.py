@@ -98,6 +98,22 @@ def combine_(
     _call("combine_", out, grads, tensor, loss, group, weights)
 
 
+def rule_weights(
+    statistic: Tensor,
+    rule: str,
+    parameters: Sequence[float],
+    losses: Tensor | None,
+    states: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor] = _call("rule_weights", statistic, rule, parameters, losses, states)
+    return out
+
+
+def balance_(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    out: tuple[Tensor, Tensor, Tensor] = _call("balance_", *args)
+    return out
+
+
 def modality_cross_entropy(
     logits: Sequence[Tensor],
     targets: Tensor,

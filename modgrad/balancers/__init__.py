@@ -9,6 +9,7 @@ from modgrad.balancers.conditional_learning_speed import (
     RandomRebalancing,
 )
 from modgrad.balancers.dwa import DWA
+from modgrad.balancers.equal_norms import EqualNorms
 from modgrad.balancers.fixed import FixedLossWeights, FixedWeights
 from modgrad.balancers.gradient_blending import GradientBlending, blending_weights
 from modgrad.balancers.gradnorm import GradNorm
@@ -27,6 +28,7 @@ METHODS = (
     CAGrad,
     ConditionalLearningSpeed,
     DWA,
+    EqualNorms,
     FixedLossWeights,
     FixedWeights,
     GradNorm,
@@ -56,6 +58,7 @@ __all__ = [
     "CAGrad",
     "Clipped",
     "ConditionalLearningSpeed",
+    "EqualNorms",
     "Every",
     "FixedLossWeights",
     "FixedWeights",

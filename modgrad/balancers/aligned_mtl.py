@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from modgrad.balancers.base import Modulation, NoState, Statistics
-from modgrad.balancers.gram import check_several, evenly, is_finite, or_plain, taking_part
+from modgrad.balancers.gram import check_several, evenly, taking_part
+from modgrad.rules import is_finite, or_plain
 
 CUT = 1e-10  # of the largest eigenvalue: below, a direction is rounding of float32 gradients
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from modgrad.balancers.base import Modulation, NoState, Statistics
-from modgrad.balancers.gram import check_several, evenly, or_plain, taking_part
+from modgrad.balancers.gram import check_several, evenly, taking_part
 from modgrad.balancers.simplex import (
     MAX_LOSSES,
     best,
@@ -16,6 +16,7 @@ from modgrad.balancers.simplex import (
     onto_simplex,
     sq_norms,
 )
+from modgrad.rules import or_plain
 
 SHORTEST = 1e-4  # |g_w| / sum_k w_k |g_k|: what is left of float32 gradients below is rounding
 

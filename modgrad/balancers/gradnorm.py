@@ -7,10 +7,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from modgrad import rules
 from modgrad.balancers.base import Modulation, Statistics
 from modgrad.balancers.gram import check_several
-
-SMALLEST = 1e-3  # weights stay positive: at 0 a loss would be off, and its G_k 0
+from modgrad.rules import Rule
 
 
 class GradNormState(NamedTuple):
@@ -60,20 +60,13 @@ class GradNorm:
         ones = torch.ones(num_losses, device=device)
         return GradNormState(ones, torch.zeros_like(ones))
 
+    @property
+    def rule(self) -> Rule:
+        return Rule("gradnorm", (self.alpha, self.lr))
+
     def update(
         self, statistics: Statistics, state: GradNormState
     ) -> tuple[Modulation, GradNormState]:
         assert statistics.gram is not None
-        assert statistics.losses is not None
-        losses = statistics.losses
-        recorded = (state.initial > 0) | ~(losses.isfinite() & (losses > 0))
-        initial = torch.where(recorded, state.initial, losses)
-        norms = statistics.gram.diagonal(dim1=1, dim2=2).sum(0).sqrt().float()  # [K]
-        G = state.weights * norms
-        ratios = losses / initial
-        target = G.mean() * (ratios / ratios.mean()) ** self.alpha
-        stepped = (state.weights - self.lr * (G - target).sign() * norms).clamp(min=SMALLEST)
-        stepped = stepped * (losses.numel() / stepped.sum())
-        usable = (stepped.isfinite() & target.isfinite()).all()
-        weights = torch.where(usable, stepped, state.weights)
-        return Modulation(state.weights), GradNormState(weights, initial)
+        weights, new = rules.weights(self.rule, statistics.gram, statistics.losses, state)
+        return Modulation(weights[0]), GradNormState(*new)

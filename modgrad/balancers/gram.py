@@ -27,13 +27,3 @@ def taking_part(gram: Tensor) -> Tensor:
 def evenly(part: Tensor) -> Tensor:
     """float64 [M, K]: equal weights of sum 1 over the losses that take part."""
     return part / part.sum(-1, keepdim=True, dtype=torch.float64)
-
-
-def is_finite(gram: Tensor) -> Tensor:
-    """bool [M]"""
-    return gram.isfinite().flatten(-2).all(-1)
-
-
-def or_plain(weights: Tensor, gram: Tensor) -> Tensor:
-    """``weights`` as float32 [M, K], 1 where the gram of the modality is not finite."""
-    return torch.where(is_finite(gram)[:, None], weights, 1.0).float()

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from modgrad.balancers.base import Modulation, NoState, Statistics
-from modgrad.balancers.gram import check_several, or_plain, taking_part
+from modgrad.balancers.gram import check_several, taking_part
 from modgrad.balancers.simplex import (
     MAX_LOSSES,
     best,
@@ -16,6 +16,7 @@ from modgrad.balancers.simplex import (
     onto_simplex,
     sq_norms,
 )
+from modgrad.rules import or_plain
 
 
 @dataclass(frozen=True)

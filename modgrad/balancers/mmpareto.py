@@ -4,12 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from modgrad import rules
 from modgrad.balancers.base import Modulation, NoState, Statistics
-from modgrad.balancers.gram import is_finite, or_plain
-
-OPPOSED = 1e-8  # |h|^2 / (|g|^2 + |u|^2): a shorter h is rounding, and lambda would be over 1e4
+from modgrad.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -57,39 +55,20 @@ class MMPareto:
             )
         return NoState()
 
+    @property
+    def rule(self) -> Rule | None:
+        return None if self.per_tensor else Rule("mmpareto", (self.gamma,))
+
     def update(self, statistics: Statistics, state: NoState) -> tuple[Modulation, NoState]:
         assert statistics.gram is not None
         gram = statistics.gram
-        encoder = torch.arange(len(gram), device=gram.device)
-        gg, gu, uu = _products(gram, encoder)
-        agree = (gu > 0) | (gg <= 0) | (uu <= 0)
-        k0 = torch.where(agree, 0.5, ((uu - gu) / (gg - 2 * gu + uu)).clamp(0, 1))
-        scale = torch.full_like(k0, 2 * self.gamma)
-        if not self.per_tensor:
-            scale = scale * _lambda(gram, encoder, k0)
-        weights = torch.diag_embed(scale * (1 - k0) - 1) + 1  # [M, M]
-        weights = or_plain(torch.cat([(scale * k0)[:, None], weights], 1), gram)
-        if not self.per_tensor:
-            return Modulation(weights), state
+        if self.rule is not None:
+            return Modulation(rules.weights(self.rule, gram)[0]), state
         assert statistics.tensor_gram is not None
         assert statistics.tensor_group is not None
         owner = statistics.tensor_group
-        each = _lambda(statistics.tensor_gram, owner, k0[owner])
-        each = torch.where(is_finite(gram)[owner], each, 1.0).float()
-        return Modulation(weights, tensor_scale=each), state
-
-
-def _products(gram: Tensor, encoder: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """<g, g>, <g, u>, <u, u> from the gram of each encoder or tensor; ``encoder`` says whose."""
-    u = encoder[:, None] + 1
-    own = gram.diagonal(dim1=1, dim2=2).gather(1, u)
-    return gram[:, 0, 0], gram[:, 0].gather(1, u).squeeze(1), own.squeeze(1)
-
-
-def _lambda(gram: Tensor, encoder: Tensor, k0: Tensor) -> Tensor:
-    """``max(1, |g + u| / |h|)``"""
-    gg, gu, uu = _products(gram, encoder)
-    k1 = 1 - k0
-    h_sq = 4 * (k0 * k0 * gg + 2 * k0 * k1 * gu + k1 * k1 * uu)
-    ratio = torch.where(h_sq > OPPOSED * (gg + uu), (gg + 2 * gu + uu) / h_sq, 1.0)
-    return ratio.clamp(min=1).sqrt()
+        k0 = rules.mmpareto_share(gram, torch.arange(len(gram), device=gram.device))
+        weights = rules.mmpareto_weights(torch.full_like(k0, 2 * self.gamma), k0)
+        each = rules.mmpareto_lambda(statistics.tensor_gram, owner, k0[owner])
+        each = torch.where(rules.is_finite(gram)[owner], each, 1.0).float()
+        return Modulation(rules.or_plain(weights, gram), tensor_scale=each), state

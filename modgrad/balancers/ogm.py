@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
+from modgrad import rules
 from modgrad.balancers.base import Modulation, NoState, Statistics
+from modgrad.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,15 @@ class OGM:
             raise ValueError(f"OGM compares modalities: {modalities} is one, allowed: at least 2")
         return NoState()
 
+    @property
+    def rule(self) -> Rule:
+        return Rule("ogm", (self.alpha, float(self.form == "continuous")))
+
     def update(self, statistics: Statistics, state: NoState) -> tuple[Modulation, NoState]:
         assert statistics.scores is not None
-        s = statistics.scores
-        ratios = (s[:, None] / s[None, :]).fill_diagonal_(0)  # [m, n]: s_m / s_n
-        rho = ratios.sum(1) / (s.numel() - 1)
-        # inf, the ratio to a score of 0, becomes a number: alpha = 0 times inf has no tanh
-        lead = (rho if self.form == "jump" else rho - 1).clamp(max=torch.finfo(rho.dtype).max)
-        weights = torch.where(rho > 1, 1 - torch.tanh(self.alpha * lead), 1.0)
-        noise = torch.full_like(s, self.noise) if self.noise > 0 else None
-        return Modulation(weights[:, None], noise), state
+        return self.modulation(rules.weights(self.rule, statistics.scores)[0]), state
+
+    def modulation(self, weights: Tensor) -> Modulation:
+        """The rule's weights, and GE noise."""
+        noise = torch.full_like(weights[:, 0], self.noise) if self.noise > 0 else None
+        return Modulation(weights, noise)

@@ -5,8 +5,10 @@ from typing import ClassVar
 
 import torch
 
+from modgrad import rules
 from modgrad.balancers.base import Modulation, NoState, Statistics
-from modgrad.balancers.gram import check_several, or_plain
+from modgrad.balancers.gram import check_several
+from modgrad.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,10 @@ class PCGrad:
         check_several(self, num_losses)
         return NoState()
 
+    @property
+    def rule(self) -> Rule:
+        return Rule("pcgrad")
+
     def update(self, statistics: Statistics, state: NoState) -> tuple[Modulation, NoState]:
         assert statistics.gram is not None
-        gram = statistics.gram
-        K = gram.shape[-1]
-        eye = torch.eye(K, dtype=gram.dtype, device=gram.device)
-        p = eye.expand_as(gram)  # p[m, i]: the projected gradient i in terms of the gradients
-        for j in range(K):
-            along = (p @ gram[:, :, j, None]).squeeze(-1)  # [M, K]: <p_i, g_j>
-            sq_norm = gram[:, j, j, None]
-            against = (along < 0) & (sq_norm > 0) & (eye[j] == 0)
-            p = p - torch.where(against, along / sq_norm, 0.0)[..., None] * eye[j]
-        return Modulation(or_plain(p.sum(1), gram)), state
+        return Modulation(rules.weights(self.rule, statistics.gram)[0]), state

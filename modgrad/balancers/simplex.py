@@ -11,7 +11,8 @@ Shape letters: M modalities, K losses, F = 2^K faces.
 import torch
 from torch import Tensor
 
-from modgrad.balancers.gram import evenly, is_finite
+from modgrad.balancers.gram import evenly
+from modgrad.rules import is_finite
 
 MAX_LOSSES = 10  # 1024 systems of 10 x 10: 0.8 MB a modality
 RIDGE = 1e-12  # of each |g_k|^2: picks one of many minimisers, costs 1e-6 of a gradient at most

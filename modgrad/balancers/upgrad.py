@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 
 from modgrad.balancers.base import Modulation, NoState, Statistics
-from modgrad.balancers.gram import check_several, evenly, or_plain, taking_part
+from modgrad.balancers.gram import check_several, evenly, taking_part
 from modgrad.balancers.simplex import MAX_LOSSES, best, definite, face_inverses, normalised
+from modgrad.rules import or_plain
 
 
 @dataclass(frozen=True)
