@@ -32,6 +32,8 @@ inline Rule checked_rule(const std::string& name, const std::vector<double>& par
   STD_TORCH_CHECK(kind->of_scores == of_scores, "`rule` '", name, "' reads ", kind->of_scores ? "scores" : "a gram");
   STD_TORCH_CHECK(parameters.size() == kind->num_parameters, "`parameters` has ", parameters.size(),
                   " entries, allowed: ", kind->num_parameters);
+  STD_TORCH_CHECK((kind->value == RuleName::kOgm || kind->value == RuleName::kEqualNorms) == (num_losses == 1),
+                  "`rule` '", name, "' has ", num_losses, " losses, allowed: 1 or, where it compares them, more");
   STD_TORCH_CHECK(kind->value != RuleName::kMMPareto || num_losses == num_modalities + 1, "`rule` '", name, "' has ",
                   num_losses, " losses, allowed: one more than ", num_modalities);
   Rule rule = {kind->value, {}, num_modalities, num_losses, nullptr, nullptr, nullptr, {}};

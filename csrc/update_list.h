@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "rule_arguments.h"
 #include "tensors.h"
 
 namespace modgrad {
@@ -150,6 +151,8 @@ struct UpdateOptions {
   const std::optional<Tensor>&lr_tensor, &grad_scale, &found_inf, &noise, &seed;
   const std::optional<std::vector<int64_t>>& stream;
   const std::optional<Tensor>& sq_norms;
+  const std::optional<std::string>& rule;
+  const std::optional<std::vector<double>>& parameters;
 
   void check(const Tensor& weights, size_t num_params) const {
     const int64_t num_groups = weights.numel();
@@ -163,8 +166,14 @@ struct UpdateOptions {
     check_one("noise", noise, ScalarType::Float, num_groups);
     check_one("seed", seed, ScalarType::Long, 1);
     check_one("sq_norms", sq_norms, ScalarType::Double, 2 * num_groups);
+    if (rule.has_value()) weights_rule(num_groups);
     STD_TORCH_CHECK(noise.has_value() == seed.has_value(), "`noise` and `seed` are given together or not at all");
     STD_TORCH_CHECK(!stream.has_value() || stream->size() == num_params, "`stream` has another length than `params`");
+  }
+
+  // The rule, if there is one, without what it reads.
+  Rule weights_rule(int64_t num_groups) const {
+    return checked_rule(*rule, parameters.value_or(std::vector<double>()), false, num_groups, 1);
   }
 };
 

@@ -40,6 +40,9 @@ def _check(
         raise ValueError(f"`statistic` has {M} scores, allowed with {rule.name!r}: at least 2")
     if rule.name == "mmpareto" and K != M + 1:
         raise ValueError(f"`rule` {rule.name!r} has {K} losses, allowed: {M + 1}, one more than M")
+    if kind.compares_losses != (K > 1):
+        allowed = "at least 2" if kind.compares_losses else "1"
+        raise ValueError(f"`rule` {rule.name!r} has {K} losses, allowed: {allowed}")
     if len(state) != kind.num_states:
         found = f"`state` has {len(state)} entries"
         raise ValueError(f"{found}, allowed with {rule.name!r}: {kind.num_states}")

@@ -34,6 +34,7 @@ class Kind(NamedTuple):
     reads: Literal["scores", "gram"]
     num_parameters: int
     num_states: int = 0  # float32 [K] each; a rule that has them reads the losses too
+    compares_losses: bool = False  # it has at least 2; the others have one
     weighs_losses: bool = False  # one row for all modalities, and for shared parameters
 
 
@@ -163,7 +164,7 @@ def or_plain(weights: Tensor, gram: Tensor) -> Tensor:
 RULES = {
     "ogm": Kind(_ogm, "scores", 2),
     "equal_norms": Kind(_equal_norms, "gram", 2),
-    "mmpareto": Kind(_mmpareto, "gram", 1),
-    "pcgrad": Kind(_pcgrad, "gram", 0),
-    "gradnorm": Kind(_gradnorm, "gram", 2, num_states=2, weighs_losses=True),
+    "mmpareto": Kind(_mmpareto, "gram", 1, compares_losses=True),
+    "pcgrad": Kind(_pcgrad, "gram", 0, compares_losses=True),
+    "gradnorm": Kind(_gradnorm, "gram", 2, num_states=2, compares_losses=True, weighs_losses=True),
 }

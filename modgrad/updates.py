@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from modgrad import checks, update_lists
+from modgrad import checks, rules, update_lists
 from modgrad.backends import native, select
 from modgrad.ops import _REFUSALS, _is_native, _seed, _write_back
+from modgrad.rules import Rule
 
 Apply = Literal["gradient", "update"]
 
@@ -52,6 +53,7 @@ def _options(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     sq_norms: Tensor | None,
+    rule: Rule | None,
 ) -> dict[str, Any]:
     """The arguments in which both updates end, checked and as backends take them."""
     device, M = weights.device, len(weights)
@@ -79,7 +81,17 @@ def _options(
         raise ValueError(
             f"`sq_norms` is {found}, allowed: contiguous torch.float64 [2, {M}] on {device}"
         )
+    of_rule: dict[str, Any] = {}
+    if rule is not None:
+        kind = rules.check(rule)
+        if kind.reads != "gram" or kind.compares_losses:
+            raise ValueError(f"`rule` is {rule.name!r}, allowed: one of norms, 'equal_norms'")
+        if weights.dtype != torch.float32 or not weights.is_contiguous():
+            found = f"{weights.dtype} of stride {weights.stride()}"
+            raise ValueError(f"`weights` is {found}, allowed with `rule`: contiguous torch.float32")
+        of_rule = {"rule": rule.name, "parameters": rule.parameters}
     return {
+        **of_rule,
         "maximize": maximize,
         "scale_update": apply == "update",
         "lr_tensor": lr_tensor,
@@ -109,8 +121,8 @@ def _update(
     if not isinstance(weights, Tensor):
         raise TypeError(f"`weights` is {type(weights).__name__}, allowed: a tensor")
     checks.vector("weights", weights, None, weights.device)
-    weights = weights.detach().float().contiguous()
     options = _options(lr, weights, len(params), **options)
+    weights = weights.detach().float().contiguous()
     rate = 0.0 if isinstance(lr, Tensor) else float(lr)
     counted = [] if steps is None else [steps]
     present = {name: values for name, values in states.items() if values}
@@ -158,6 +170,7 @@ def modulated_sgd_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     sq_norms: Tensor | None = None,
+    rule: Rule | None = None,
     backend: str | None = None,
 ) -> None:
     """A step of ``torch.optim.SGD`` in which every gradient is scaled by its group's weight.
@@ -185,6 +198,8 @@ def modulated_sgd_(
         found_inf: one float32 element; unless it is 0 nothing is changed.
         sq_norms: float64 [2, M], overwritten: each group's sum of squares of the gradients (after
             grad_scale, before weights), and of the parameters before the update.
+        rule: finds the weights from this call's gradients, such as ``EqualNorms().rule``: `weights`
+            is float32 then, and overwritten with them.
         backend: its name; None takes the first that can run.
 
     Source: Sutskever et al., On the importance of initialization and momentum in deep learning,
@@ -200,8 +215,19 @@ def modulated_sgd_(
             f" allowed with momentum {momentum}: {len(params) if momentum else 0}"
         )
     hyperparameters = (momentum, dampening, weight_decay, nesterov, is_first_step)
-    options = {"maximize": maximize, "apply": apply, "noise": noise, "seed": seed, "stream": stream}
-    options |= {"grad_scale": grad_scale, "found_inf": found_inf, "sq_norms": sq_norms}
+    options: dict[str, Any] = {
+        "maximize": maximize,
+        "apply": apply,
+        "noise": noise,
+        "seed": seed,
+        "stream": stream,
+    }
+    options |= {
+        "grad_scale": grad_scale,
+        "found_inf": found_inf,
+        "sq_norms": sq_norms,
+        "rule": rule,
+    }
     states = {"momentum_buffers": momentum_buffers}
     _update(
         *("modulated_sgd_", params, grads, states, None, group, weights, lr),
@@ -256,6 +282,7 @@ def modulated_adam_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     sq_norms: Tensor | None = None,
+    rule: Rule | None = None,
     backend: str | None = None,
 ) -> None:
     """A step of ``torch.optim.Adam`` in which every gradient is scaled by its group's weight.
@@ -286,13 +313,26 @@ def modulated_adam_(
         found_inf: one float32 element; unless it is 0 nothing is changed.
         sq_norms: float64 [2, M], overwritten: each group's sum of squares of the gradients (after
             grad_scale, before weights), and of the parameters before the update.
+        rule: finds the weights from this call's gradients, such as ``EqualNorms().rule``: `weights`
+            is float32 then, and overwritten with them.
         backend: its name; None takes the first that can run.
 
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015; Reddi et al., On
     the Convergence of Adam and Beyond, ICLR 2018 (amsgrad); the weights as in ``modulate_``.
     """
-    options = {"maximize": maximize, "apply": apply, "noise": noise, "seed": seed, "stream": stream}
-    options |= {"grad_scale": grad_scale, "found_inf": found_inf, "sq_norms": sq_norms}
+    options: dict[str, Any] = {
+        "maximize": maximize,
+        "apply": apply,
+        "noise": noise,
+        "seed": seed,
+        "stream": stream,
+    }
+    options |= {
+        "grad_scale": grad_scale,
+        "found_inf": found_inf,
+        "sq_norms": sq_norms,
+        "rule": rule,
+    }
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps)
     _adam(lists, group, weights, lr, betas, eps, weight_decay, False, backend, options)
 
@@ -320,6 +360,7 @@ def modulated_adamw_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     sq_norms: Tensor | None = None,
+    rule: Rule | None = None,
     backend: str | None = None,
 ) -> None:
     """A step of ``torch.optim.AdamW`` in which every gradient is scaled by its group's weight.
@@ -330,7 +371,18 @@ def modulated_adamw_(
 
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019.
     """
-    options = {"maximize": maximize, "apply": apply, "noise": noise, "seed": seed, "stream": stream}
-    options |= {"grad_scale": grad_scale, "found_inf": found_inf, "sq_norms": sq_norms}
+    options: dict[str, Any] = {
+        "maximize": maximize,
+        "apply": apply,
+        "noise": noise,
+        "seed": seed,
+        "stream": stream,
+    }
+    options |= {
+        "grad_scale": grad_scale,
+        "found_inf": found_inf,
+        "sq_norms": sq_norms,
+        "rule": rule,
+    }
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps)
     _adam(lists, group, weights, lr, betas, eps, weight_decay, True, backend, options)

@@ -20,6 +20,7 @@ ALLOWED = {
     "modgrad.backends.reference_updates": {
         "modgrad.backends.elements",
         "modgrad.backends.layout",
+        "modgrad.rules",
     },
     "modgrad.backends.reference": {
         "modgrad.backends.elements",
@@ -49,6 +50,7 @@ ALLOWED = {
         "modgrad.backends",
         "modgrad.checks",
         "modgrad.ops",
+        "modgrad.rules",
         "modgrad.update_lists",
     },
     "modgrad.autograd": {"modgrad.ops", "modgrad.checks"},

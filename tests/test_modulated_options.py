@@ -214,3 +214,65 @@ def test_bad_states_change_nothing():
         modgrad.modulated_adam_(
             params, ones, ones, ones, steps, [0], ONE.clone(), lr=0.1, betas=(0.9, 1.0)
         )
+
+
+@pytest.mark.parametrize("dtype", inputs.DTYPES, ids=str)
+def test_weights_by_a_rule_are_of_this_steps_gradients(backend, device, dtype):
+    rule = modgrad.EqualNorms(power=0.5).rule
+    params = inputs.tensors(backend, dtype, device)
+    grads, group = like(params), updates.groups(len(params))
+    grads = [x * (1 + 3 * g) for x, g in zip(grads, group, strict=True)]
+    scale = torch.tensor(8.0, device=device)
+    own = [i for i, g in enumerate(group) if g >= 0]
+    sums = modgrad.group_sq_norms([grads[i] for i in own], [group[i] for i in own], M)
+    exact, _ = modgrad.rule_weights(sums[:, None, None] / 64, rule, backend="reference")
+    assert (exact != 1).all()
+    expected = [p.clone() for p in params]
+    found = torch.full((M,), float("nan"), device=device)
+    sq_norms = torch.full((2, M), float("nan"), dtype=torch.float64, device=device)
+    options = {"grad_scale": scale, "sq_norms": sq_norms}
+    sgd(params, grads, group, found, backend, rule=rule, **options)
+    # sums of 1e5 squares in float64, rounded to float32
+    torch.testing.assert_close(found, exact[:, 0], rtol=2**-23, atol=0)
+    torch.testing.assert_close(sq_norms[0], sums / 64, rtol=1e-11, atol=0)
+    sgd(expected, grads, group, found, backend, grad_scale=scale)
+    assert all(map(torch.equal, params, expected))
+
+
+@pytest.mark.parametrize("kind", ADAMS)
+def test_a_rule_in_adam_and_in_a_step_that_is_skipped(backend, device, kind):
+    rule = modgrad.EqualNorms().rule
+    arguments = updates.adam(backend, device, torch.float32, amsgrad=True)
+    known, group = clones(arguments), updates.groups(len(arguments[0]))
+    found = torch.full((M,), 7.0, device=device)
+    before = clones(arguments)
+    skip = torch.ones(1, device=device)
+    run_adam(kind, arguments, group, found, backend, rule=rule, found_inf=skip)
+    assert (found == 7).all()
+    for tensors, old in zip(arguments, before, strict=True):
+        assert all(map(torch.equal, tensors, old))
+    run_adam(kind, arguments, group, found, backend, rule=rule)
+    assert (found != 7).all()
+    run_adam(kind, known, group, found, backend)
+    for tensors, others in zip(arguments, known, strict=True):
+        assert all(map(torch.equal, tensors, others))
+
+
+@pytest.mark.parametrize(
+    ("rule", "w", "match"),
+    [
+        (modgrad.PCGrad().rule, torch.ones(1), "`rule` is 'pcgrad', allowed: one of norms"),
+        (modgrad.OGM().rule, torch.ones(1), "`rule` is 'ogm'"),
+        (
+            modgrad.EqualNorms().rule,
+            torch.ones(1).double(),
+            "`weights` is torch.float64",
+        ),
+        (modgrad.EqualNorms().rule, torch.ones(4)[::2], r"of stride \(2,\), allowed with `rule`"),
+    ],
+)
+def test_rules_that_an_update_cannot_follow(rule, w, match):
+    params = [torch.ones(3)]
+    with pytest.raises(ValueError, match=match):
+        sgd(params, [torch.ones(3)], [0], w, None, rule=rule)
+    assert (params[0] == 1).all()

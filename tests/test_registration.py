@@ -34,6 +34,7 @@ def samples(device):
         "stream": [3, 2],
         "sq_norms": torch.zeros(2, 2, dtype=torch.float64, device=device),
     }
+    ruled = {"rule": "equal_norms", "parameters": [1.0, 1e3]}
     sgd = (params, grads, first, [1, -1], weights, 0.1, 0.9, 0.1, 0.01, True, False, False)
     adam = (params, grads, first, second)
     decay = (steps, [1, -1], weights, 0.1, 0.9, 0.99, 1e-8, 0.01)
@@ -74,10 +75,11 @@ def samples(device):
                 *("gradnorm", [1.0, 0.1], upstream[:2], [weights, weights + 1]),
             ),
         ],
-        "modulated_sgd_": [sgd, (sgd, every_option)],
+        "modulated_sgd_": [sgd, (sgd, every_option), (sgd, ruled)],
         "modulated_adam_": [
             (*adam, [], *decay, True, False),
             ((*adam, largest, *decay, False, True), every_option),
+            ((*adam, [], *decay, True, False), ruled),
         ],
     }
 

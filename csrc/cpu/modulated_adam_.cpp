@@ -1,5 +1,5 @@
 // Adam and AdamW with the weight of each parameter's group folded in: one pass.
-#include "update.h"
+#include "update_rule.h"
 
 namespace modgrad {
 namespace {
@@ -76,15 +76,18 @@ void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vec
                      bool decoupled, bool maximize, bool scale_update, const std::optional<Tensor>& lr_tensor,
                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
                      const std::optional<Tensor>& noise, const std::optional<Tensor>& seed,
-                     const std::optional<std::vector<int64_t>>& stream, const std::optional<Tensor>& sq_norms) {
+                     const std::optional<std::vector<int64_t>>& stream, const std::optional<Tensor>& sq_norms,
+                    const std::optional<std::string>& rule,
+                    const std::optional<std::vector<double>>& parameters) {
   const Handles p("params", params), g("grads", grads), m("exp_avgs", exp_avgs), v("exp_avg_sqs", exp_avg_sqs),
       largest("max_exp_avg_sqs", max_exp_avg_sqs), steps("state_steps", state_steps);
-  const UpdateOptions options{maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms};
+  const UpdateOptions options{maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule, parameters};
   options.check(weights, p.size());
   const bool amsgrad = largest.size() > 0;
   const std::vector<Update> updates =
       amsgrad ? checked_updates(p, g, {&m, &v, &largest}, &steps, group, weights.numel())
               : checked_updates(p, g, {&m, &v}, &steps, group, weights.numel());
+  decide_weights(updates, options, weights);
   const UpdateRun run{updates, options, lr, weights.const_data_ptr<float>()};
   if (run.value(found_inf, 0) != 0) return;
   const std::vector<Bias> biases = advance(updates, beta1, beta2);

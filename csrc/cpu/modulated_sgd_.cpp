@@ -1,5 +1,5 @@
 // SGD with the weight of each parameter's group folded in: one pass.
-#include "update.h"
+#include "update_rule.h"
 
 namespace modgrad {
 namespace {
@@ -59,13 +59,16 @@ void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vect
                     const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
                     const std::optional<Tensor>& found_inf, const std::optional<Tensor>& noise,
                     const std::optional<Tensor>& seed, const std::optional<std::vector<int64_t>>& stream,
-                    const std::optional<Tensor>& sq_norms) {
+                    const std::optional<Tensor>& sq_norms,
+                    const std::optional<std::string>& rule,
+                    const std::optional<std::vector<double>>& parameters) {
   const Handles p("params", params), g("grads", grads), b("momentum_buffers", momentum_buffers);
-  const UpdateOptions options{maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms};
+  const UpdateOptions options{maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule, parameters};
   options.check(weights, p.size());
   const std::vector<Update> updates =
       b.size() > 0 ? checked_updates(p, g, {&b}, nullptr, group, weights.numel())
                    : checked_updates(p, g, {}, nullptr, group, weights.numel());
+  decide_weights(updates, options, weights);
   const UpdateRun run{updates, options, lr, weights.const_data_ptr<float>()};
   if (run.value(found_inf, 0) != 0) return;
   const Momentum kind = b.size() == 0 ? Momentum::kNone : nesterov ? Momentum::kNesterov : Momentum::kPlain;

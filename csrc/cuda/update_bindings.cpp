@@ -86,7 +86,9 @@ void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vect
                     bool nesterov, bool is_first_step, bool maximize, bool scale_update,
                     const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
                     const std::optional<Tensor>& found_inf, const std::optional<Tensor>& noise,
-                    const std::optional<Tensor>& seed, const Stream& stream, const std::optional<Tensor>& sq_norms) {
+                    const std::optional<Tensor>& seed, const Stream& stream, const std::optional<Tensor>& sq_norms,
+                    const std::optional<std::string>& rule,
+                    const std::optional<std::vector<double>>& parameters) {
   const Handles p("params", params), g("grads", grads), b("momentum_buffers", momentum_buffers);
   const int32_t device = weights.get_device_index();
   for (const Handles* list : {&p, &g, &b}) check_devices(*list, device);
@@ -95,7 +97,7 @@ void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vect
                                             : checked_updates(p, g, {}, nullptr, group, weights.numel()),
                                stream);
   const DeviceGuard guard(device);
-  const Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms},
+  const Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule, parameters},
                         weights, lr, refs);
   const SgdOptions sgd = {momentum, dampening, weight_decay, has_momentum, nesterov, is_first_step};
   STD_CUDA_CHECK(launch_modulated_sgd_(refs, options.device, sgd, current_stream(device)));
@@ -109,7 +111,9 @@ void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vec
                      bool decoupled, bool maximize, bool scale_update, const std::optional<Tensor>& lr_tensor,
                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
                      const std::optional<Tensor>& noise, const std::optional<Tensor>& seed, const Stream& stream,
-                     const std::optional<Tensor>& sq_norms) {
+                     const std::optional<Tensor>& sq_norms,
+                    const std::optional<std::string>& rule,
+                    const std::optional<std::vector<double>>& parameters) {
   const Handles p("params", params), g("grads", grads), m("exp_avgs", exp_avgs), v("exp_avg_sqs", exp_avg_sqs),
       largest("max_exp_avg_sqs", max_exp_avg_sqs), steps("state_steps", state_steps);
   const int32_t device = weights.get_device_index();
@@ -119,7 +123,7 @@ void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vec
                                        : checked_updates(p, g, {&m, &v}, &steps, group, weights.numel()),
                                stream);
   const DeviceGuard guard(device);
-  Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms}, weights,
+  Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule, parameters}, weights,
                   lr, refs);
   constexpr int64_t kDoubles = sizeof(AdamTensor) / sizeof(double);
   auto* tensors =

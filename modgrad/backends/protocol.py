@@ -10,11 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# What both updates end in: where weights act, and what is read on the device.
+# What both updates end in: where weights act, what is read on the device, and a rule that finds
+# the weights from this step's squared norms, and writes them.
 _UPDATE_OPTIONS = (
     " bool maximize, bool scale_update=False, Tensor? lr_tensor=None, Tensor? grad_scale=None,"
     " Tensor? found_inf=None, Tensor? noise=None, Tensor? seed=None, int[]? stream=None,"
-    " Tensor(z!)? sq_norms=None) -> ()"
+    " Tensor(z!)? sq_norms=None, str? rule=None, float[]? parameters=None) -> ()"
 )
 
 # The torch schema of every op, once; registered as modgrad_<backend>::<op>.
@@ -62,13 +63,13 @@ SCHEMAS = {
     # group -1: shared. No momentum_buffers: no momentum. lr_tensor stands in for lr.
     "modulated_sgd_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, int[] group,"
-        " Tensor weights, float lr, float momentum, float dampening, float weight_decay,"
+        " Tensor(w!) weights, float lr, float momentum, float dampening, float weight_decay,"
         " bool nesterov, bool is_first_step," + _UPDATE_OPTIONS
     ),
     # No max_exp_avg_sqs: no amsgrad. decoupled: AdamW.
     "modulated_adam_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
-        " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] state_steps, int[] group, Tensor weights,"
+        " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] state_steps, int[] group, Tensor(w!) weights,"
         " float lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled,"
         + _UPDATE_OPTIONS
     ),
@@ -187,6 +188,8 @@ class Backend(Protocol):
         seed: Tensor | None = None,
         stream: Sequence[int] | None = None,
         sq_norms: Tensor | None = None,
+        rule: str | None = None,
+        parameters: Sequence[float] | None = None,
     ) -> None: ...
 
     def modulated_adam_(
@@ -214,4 +217,6 @@ class Backend(Protocol):
         seed: Tensor | None = None,
         stream: Sequence[int] | None = None,
         sq_norms: Tensor | None = None,
+        rule: str | None = None,
+        parameters: Sequence[float] | None = None,
     ) -> None: ...

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from modgrad import rules
 from modgrad.backends.elements import wide, with_noise
 from modgrad.backends.layout import flat
 
@@ -56,19 +57,29 @@ def _measure(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     group: Sequence[int],
+    weights: Tensor,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
-    sq_norms: Tensor,
+    sq_norms: Tensor | None,
+    rule: str | None,
+    parameters: Sequence[float] | None,
 ) -> None:
-    """Sums of squares per group, of unscaled gradients and of parameters before the update."""
-    sums = torch.zeros_like(sq_norms)
+    """Sums of squares per group, of unscaled gradients and of parameters before the update; and
+    the weights that a rule finds from the gradients'."""
+    if sq_norms is None and rule is None:
+        return
+    sums = weights.new_zeros(2, len(weights), dtype=torch.float64)
     for param, grad, g in zip(params, grads, group, strict=True):
         if g >= 0:
             x, p = flat(grad).double(), flat(param).double()
             x = x if grad_scale is None else x / grad_scale.reshape(()).double()
             sums[0, g] += torch.dot(x, x)
             sums[1, g] += torch.dot(p, p)
-    _store(sq_norms, sums.flatten(), found_inf)
+    if sq_norms is not None:
+        _store(sq_norms, sums.flatten(), found_inf)
+    if rule is not None:
+        found, _ = rules.weights(rules.Rule(rule, tuple(parameters or ())), sums[0, :, None, None])
+        _store(weights, found[:, 0], found_inf)
 
 
 def modulated_sgd_(
@@ -92,9 +103,10 @@ def modulated_sgd_(
     seed: Tensor | None = None,
     stream: Sequence[int] | None = None,
     sq_norms: Tensor | None = None,
+    rule: str | None = None,
+    parameters: Sequence[float] | None = None,
 ) -> None:
-    if sq_norms is not None:
-        _measure(params, grads, group, grad_scale, found_inf, sq_norms)
+    _measure(params, grads, group, weights, grad_scale, found_inf, sq_norms, rule, parameters)
     used = _gradients(
         grads, group, weights, maximize, scale_update, grad_scale, noise, seed, stream
     )
@@ -136,9 +148,10 @@ def modulated_adam_(
     seed: Tensor | None = None,
     stream: Sequence[int] | None = None,
     sq_norms: Tensor | None = None,
+    rule: str | None = None,
+    parameters: Sequence[float] | None = None,
 ) -> None:
-    if sq_norms is not None:
-        _measure(params, grads, group, grad_scale, found_inf, sq_norms)
+    _measure(params, grads, group, weights, grad_scale, found_inf, sq_norms, rule, parameters)
     used = _gradients(
         grads, group, weights, maximize, scale_update, grad_scale, noise, seed, stream
     )
