@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from modgrad import checks
+from modgrad import checks, rules
+from modgrad.autograd import scale_backward
 from modgrad.backends import native, reference, select
 from modgrad.backends.protocol import Backend
 from modgrad.late_fusion import shares
+from modgrad.rules import Rule
 
 Logits = Tensor | Sequence[Tensor] | Mapping[Any, Tensor]
 JOINT = "joint"
@@ -32,47 +34,71 @@ class BlendedCrossEntropies(NamedTuple):
 
 
 class LateFusion(NamedTuple):
-    """Logits [B, C], joint and by modality; losses and scores [1 + M], joint first; their total."""
+    """Logits [B, C], joint and by modality; losses and scores [1 + M], joint first; their total.
+
+    ``weights``: float32 [M], by which gradients that enter the features are scaled, or None.
+    """
 
     logits: dict[Hashable, Tensor]
     losses: Tensor
     scores: Tensor
     total: Tensor
+    weights: Tensor | None = None
+
+
+class BalancedCrossEntropies(NamedTuple):
+    """As ``CrossEntropies``, and the weights by a rule of the scores, float32 [M]."""
+
+    losses: Tensor
+    scores: Tensor
+    weights: Tensor
+
+
+class _Options(NamedTuple):
+    """What is no tensor that the op differentiates."""
+
+    ignore_index: int
+    label_smoothing: float
+    rule: Rule | None = None
+    num_joint: int = 0
+    applied: bool = True  # whether the rule's weights act on the gradients of the logits
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Losses and scores; ``weights`` is read when backward comes by, not before."""
+    """Losses, scores and, by a rule, weights; those given are read when backward comes by."""
 
     @staticmethod
     def forward(
         ctx: Any,
         targets: Tensor,
         class_weights: Tensor | None,
-        ignore_index: int,
-        label_smoothing: float,
+        options: _Options,
         weights: Tensor | None,
         chosen: Backend,
         *logits: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        losses, scores, lse, mass = chosen.modality_cross_entropy(
-            logits, targets, class_weights, ignore_index, label_smoothing
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        name, parameters = options.rule or (None, None)
+        losses, scores, lse, mass, found = chosen.modality_cross_entropy(
+            logits, targets, class_weights, *options[:2], name, parameters, options.num_joint
         )
+        if options.rule is not None and options.applied:
+            weights = found
         ctx.save_for_backward(targets, class_weights, lse, mass, *logits)
         # Not save_for_backward: it would refuse weights that were filled since.
         ctx.weights, ctx.chosen = weights, chosen
-        ctx.options = ignore_index, label_smoothing
-        ctx.mark_non_differentiable(scores)
+        ctx.options = options[:2]
+        ctx.mark_non_differentiable(scores, found)
         ctx.set_materialize_grads(False)
-        return losses, scores
+        return losses, scores, found
 
     @staticmethod
-    def backward(ctx: Any, grad_losses: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_losses: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         targets, class_weights, lse, mass, *logits = ctx.saved_tensors
-        needed = ctx.needs_input_grad[6:]
+        needed = ctx.needs_input_grad[5:]
         out: list[Tensor | None] = [None] * len(logits)
         wanted = [m for m in range(len(logits)) if needed[m]]
         if grad_losses is None or not wanted:
-            return None, None, None, None, None, None, *out
+            return None, None, None, None, None, *out
         grads: Sequence[Tensor]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # with create_graph: by torch's derivatives of the definition, which have derivatives
@@ -98,7 +124,7 @@ class _CrossEntropy(torch.autograd.Function):
             )
         for m, grad in zip(wanted, grads, strict=True):
             out[m] = grad
-        return None, None, None, None, None, None, *out
+        return None, None, None, None, None, *out
 
 
 def modality_cross_entropy(
@@ -137,10 +163,22 @@ def modality_cross_entropy(
     Returns:
         losses [M], float32 (float64 for float64), and scores [M], float32.
     """
+    options = _Options(ignore_index, label_smoothing)
+    losses, scores, _ = _cross_entropy(logits, targets, weights, class_weights, options, backend)
+    return CrossEntropies(losses, scores)
+
+
+def _cross_entropy(
+    logits: Logits,
+    targets: Tensor,
+    weights: Tensor | None,
+    class_weights: Tensor | None,
+    options: _Options,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, scores, weights by the rule."""
     values = _as_list(logits)
-    check = partial(
-        checks.cross_entropy, values, targets, class_weights, ignore_index, label_smoothing
-    )
+    check = partial(checks.cross_entropy, values, targets, class_weights, *options[:2])
     if not values or not all([isinstance(x, Tensor) for x in (targets, *values)]):
         check()
     chosen = select(values[0].device, backend)
@@ -157,19 +195,55 @@ def modality_cross_entropy(
     if targets.dtype != torch.int64:
         targets = targets.to(dtype if targets.is_floating_point() else torch.int64)
     try:
-        losses, scores = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            targets.contiguous(),
-            class_weights,
-            ignore_index,
-            label_smoothing,
-            weights,
-            chosen,
+        found: tuple[Tensor, Tensor, Tensor] = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            *(targets.contiguous(), class_weights, options, weights, chosen),
             *[x.contiguous() for x in values],
         )
     except (RuntimeError, TypeError, NotImplementedError):
         check()
         raise
-    return CrossEntropies(losses, scores)
+    return found
+
+
+def balanced_cross_entropy(
+    logits: Logits,
+    targets: Tensor,
+    rule: Rule,
+    *,
+    num_joint: int = 0,
+    class_weights: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    backend: str | None = None,
+) -> BalancedCrossEntropies:
+    """Cross entropies whose gradients are scaled by a balancer's rule, from this batch's scores.
+
+    As ``modality_cross_entropy``; losses, scores and ``weights = rule(scores)`` come from one op,
+    and the gradients of all logits, ``weights[m]`` times those of loss m, from another.
+
+    Args:
+        logits, targets: as there.
+        rule: one that reads scores, such as ``OGM(0.8).rule``.
+        num_joint: so many of the first logits are of joint heads: they take no part, weight 1.
+        class_weights, ignore_index, label_smoothing, backend: as there.
+
+    Returns:
+        losses [M], scores float32 [M], weights float32 [M].
+    """
+    values = _as_list(logits)
+    _check_rule(rule, len(values), num_joint)
+    options = _Options(ignore_index, label_smoothing, rule, num_joint)
+    found = _cross_entropy(values, targets, None, class_weights, options, backend)
+    return BalancedCrossEntropies(*found)
+
+
+def _check_rule(rule: Rule, num_logits: int, num_joint: int) -> None:
+    if rules.check(rule).reads != "scores":
+        raise ValueError(f"`rule` {rule.name!r} reads a gram, allowed: one of scores, 'ogm'")
+    if not 0 <= num_joint <= num_logits - 2:
+        raise ValueError(
+            f"`num_joint` is {num_joint} of {num_logits} logits, allowed: at least 2 others"
+        )
 
 
 def blended_cross_entropy(
@@ -215,6 +289,7 @@ def late_fusion_head(
     targets: Tensor,
     weights: Tensor | None = None,
     *,
+    rule: Rule | None = None,
     class_weights: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
@@ -233,18 +308,27 @@ def late_fusion_head(
             those of a head on their sum, as in ``late_fusion_logits``.
         weight: [C, sum of D_m], as that of nn.Linear; bias: [C] or None.
         weights: [1 + M], joint first; ``total = sum_i weights[i] losses[i]``.
+        rule: one that reads scores, such as ``OGM(0.8).rule``: the gradients on their way into the
+            features, and so into the encoders, are scaled by its weights; the head's are not.
         targets, class_weights, ignore_index, label_smoothing, backend: as in
             ``modality_cross_entropy``.
 
     Returns:
         logits by the names of ``features`` (of a sequence, by number), and ``"joint"`` first;
-        losses and scores [1 + M] in that order; total.
+        losses and scores [1 + M] in that order; total; the rule's weights [M], or None.
+
+    Source: with ``rule``, Peng et al., CVPR 2022, whose coefficients act on the encoders.
     """
     named = dict(features) if isinstance(features, Mapping) else dict(enumerate(features))
     checks.tensors("features", list(named.values()))
     if JOINT in named:
         raise ValueError(f"`features` has {list(named)}, allowed: any name but {JOINT!r}")
-    unimodal = shares(list(named.values()), weight, bias)
+    values, scale = list(named.values()), None
+    if rule is not None:
+        _check_rule(rule, len(values) + 1, 1)
+        scale = torch.ones(len(values), device=values[0].device)  # filled below, read in backward
+        values = list(scale_backward(values, scale, backend=backend))
+    unimodal = shares(values, weight, bias)
     joint = torch.stack(unimodal).sum(0) if len(unimodal) > 2 else sum(unimodal[1:], unimodal[0])
     logits: dict[Hashable, Tensor] = {JOINT: joint, **dict(zip(named, unimodal, strict=True))}
     measured = list(logits.values())
@@ -252,18 +336,14 @@ def late_fusion_head(
         measured[1:] = [z.detach() for z in unimodal]
     else:
         checks.vector("weights", weights, len(measured), joint.device)
-    losses, scores = modality_cross_entropy(
-        measured,
-        targets,
-        class_weights=class_weights,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        backend=backend,
-    )
-    if weights is None:
-        return LateFusion(logits, losses, scores, losses[0])
-    total = torch.dot(losses, weights.detach().to(losses.dtype))
-    return LateFusion(logits, losses, scores, total)
+    options = _Options(ignore_index, label_smoothing, rule, num_joint=1, applied=False)
+    losses, scores, found = _cross_entropy(measured, targets, None, class_weights, options, backend)
+    if scale is not None:
+        scale.copy_(found[1:])
+    total = losses[0]
+    if weights is not None:
+        total = torch.dot(losses, weights.detach().to(losses.dtype))
+    return LateFusion(logits, losses, scores, total, scale)
 
 
 def _as_list(logits: Logits) -> list[Tensor]:
