@@ -108,9 +108,8 @@ def rule_of(balancer: Balancer[Any]) -> Rule | None:
 
     A subclass that overrides ``update`` alone has left its parent's rule behind.
     """
-    if not isinstance(balancer, Ruled) or not _has_rule_of_its_update(type(balancer)):
-        return None
-    return balancer.rule
+    kind: type = type(balancer)
+    return balancer.rule if isinstance(balancer, Ruled) and _rules_update(kind) else None
 
 
 @cache
