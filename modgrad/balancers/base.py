@@ -113,12 +113,10 @@ def rule_of(balancer: Balancer[Any]) -> Rule | None:
 
 
 @cache
-def _has_rule_of_its_update(kind: type) -> bool:
-    rule, update = (
-        next(i for i, c in enumerate(kind.__mro__) if name in vars(c))
-        for name in ("rule", "update")
-    )
-    return rule <= update
+def _rules_update(kind: type) -> bool:
+    """Whether the rule stands in the class that has ``update``, or in one below."""
+    with_either = [c for c in kind.__mro__ if {"rule", "update"} & vars(c).keys()]
+    return "rule" in vars(with_either[0])
 
 
 def ruled_by(rule: Rule, statistics: Statistics) -> Tensor:
