@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 from typing_extensions import TypedDict
 
 from modgrad.balancers.base import Modulation, Statistics
+from modgrad.rules import Rule
 
 
 class Decision(NamedTuple):
@@ -26,6 +27,8 @@ class Pending(NamedTuple):
     decision: Decision
     seed: Tensor | None = None  # of the noise
     applied: bool = False  # in backward already
+    late: frozenset[str] = frozenset()  # statistics that the update measures
+    rule: Rule | None = None  # by which the update finds the weights, and fills the decision's
 
 
 @dataclass(frozen=True)

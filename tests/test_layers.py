@@ -71,7 +71,7 @@ ALLOWED = {
     "modgrad.distributed": set(),
     "modgrad.observation": {"modgrad.checks", "modgrad.late_fusion", "modgrad.ops"},
     "modgrad.gradients": set(),
-    "modgrad.records": {"modgrad.balancers"},
+    "modgrad.records": {"modgrad.balancers", "modgrad.rules"},
     "modgrad.meter": {"modgrad.balancers", "modgrad.ops"},
     "modgrad.held": {"modgrad.modalities"},
     "modgrad.memory": {"modgrad.balancers"},
