@@ -60,9 +60,7 @@ def group_sq_norms(
 
     config = _config(shapes, dtype)
     size = _bytes(values)
-    return Case(
-        "group_sq_norms", providers, check, config, bytes=size, cold=True, missing=missing
-    )
+    return Case("group_sq_norms", providers, check, config, bytes=size, cold=True, missing=missing)
 
 
 def modulate_(
