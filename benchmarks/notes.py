@@ -96,7 +96,7 @@ def shares():
     return {
         "plain, epochs 6 to 20": ends("plain", 6),
         "mmpareto, epochs 10 to 20": ends("mmpareto", 10),
-        "plain at the end, by zeros and by means": [mean(x) for x in zip(*found["zeros"])],
+        "plain at the end, by zeros and by means": [mean(x) for x in zip(*found["zeros"], strict=True)],
     }
 
 

@@ -28,6 +28,7 @@ class FusedStep:
         self._parts: list[parts.Part] = []
         self._made_of: list[Any] = []
         self._kinds: tuple[Any, ...] = ()
+        self._ones: dict[torch.device, Tensor] = {}  # weights of gradients that have theirs
 
         def step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
             return self._step(closure)
@@ -96,7 +97,9 @@ class FusedStep:
     ) -> None:
         device, noise, seed = part.device, None, None
         if pending is None or pending.applied:  # gradients are as they should be
-            weights, owner = torch.ones(1, device=device), [-1] * len(part.places)
+            if device not in self._ones:
+                self._ones[device] = torch.ones(1, device=device)
+            weights, owner = self._ones[device], [-1] * len(part.places)
         else:
             weights, owner = pending.decision.weights[:, 0].to(device), part.owner
             noise, seed = pending.decision.modulation.noise, pending.seed

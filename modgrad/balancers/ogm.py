@@ -61,9 +61,11 @@ class OGM:
         assert statistics.scores is not None
         s = statistics.scores
         ratios = (s[:, None] / s[None, :]).fill_diagonal_(0)  # [m, n]: s_m / s_n
-        rho = ratios.sum(1) / (s.numel() - 1)
-        # inf, the ratio to a score of 0, becomes a number: alpha = 0 times inf has no tanh
-        lead = (rho if self.form == "jump" else rho - 1).clamp(max=torch.finfo(rho.dtype).max)
-        weights = torch.where(rho > 1, 1 - torch.tanh(self.alpha * lead), 1.0)
+        total, others = ratios.sum(1), s.numel() - 1  # rho is their quotient
+        lead = total if self.form == "jump" else total - others
+        if self.alpha == 0:  # inf, the ratio to a score of 0, times 0 has no tanh
+            lead = lead.clamp(max=torch.finfo(lead.dtype).max)
+        slower = 1 - torch.tanh(self.alpha / others * lead)
+        weights = torch.where(total > others, slower, 1.0)
         noise = torch.full_like(s, self.noise) if self.noise > 0 else None
         return Modulation(weights[:, None], noise), state
