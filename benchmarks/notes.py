@@ -29,7 +29,7 @@ from modgrad.diagnostics.findings import shares_of
 from modgrad.doctor import device_name
 
 RESULTS = Path(__file__).parent / "results" / "notes.jsonl"
-SEEDS, EPOCHS = 3, 20
+SEEDS, EPOCHS, BATCH = 3, 20, 64
 
 
 def noise():
@@ -96,7 +96,9 @@ def shares():
     return {
         "plain, epochs 6 to 20": ends("plain", 6),
         "mmpareto, epochs 10 to 20": ends("mmpareto", 10),
-        "plain at the end, by zeros and by means": [mean(x) for x in zip(*found["zeros"], strict=True)],
+        "plain at the end, by zeros and by means": [
+            mean(x) for x in zip(*found["zeros"], strict=True)
+        ],
     }
 
 
@@ -105,9 +107,9 @@ def _epochs(name, seed, train):
     network, optimizer = method.build(0.02, torch.device("cpu"), None, seed)
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(EPOCHS):
-        method.begin_epoch(network, optimizer, train, epoch, EPOCHS)
+        method.begin_epoch(network, optimizer, train, epoch, EPOCHS, BATCH)
         network.train()
-        for inputs, targets in train.batches(64, generator):
+        for inputs, targets in train.batches(BATCH, generator):
             method.step(network, optimizer, inputs, targets)
         yield network
 

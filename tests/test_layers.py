@@ -35,6 +35,7 @@ ALLOWED = {
     "modgrad.backends": {"modgrad.backends"},
     "modgrad.checks": set(),
     "modgrad.table": set(),
+    "modgrad.figures": set(),
     "modgrad.ops": {"modgrad.backends", "modgrad.checks"},
     "modgrad.update_lists": {"modgrad.backends.layout", "modgrad.checks"},
     "modgrad.updates": {
@@ -113,6 +114,7 @@ ALLOWED = {
         "modgrad.diagnostics",
         "modgrad.balancers",
         "modgrad.distributed",
+        "modgrad.figures",
         "modgrad.modulator",
         "modgrad.records",
         "modgrad.responses",

@@ -9,24 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from modgrad import figures
 from modgrad.bench.machine import commit
-
-# Okabe and Ito's colours, told apart by colour-blind people; dashes and markers serve print.
-STYLES = (
-    {"color": "black", "linestyle": "-", "marker": "o"},
-    {"color": "#0072B2", "linestyle": "--", "marker": "s"},
-    {"color": "#D55E00", "linestyle": "-.", "marker": "^"},
-    {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
-)
-FILLS = (("#56B4E9", ""), ("#E69F00", "///"), ("#009E73", "..."), ("white", "xx"))
-LEGEND = {"frameon": False, "fontsize": 9}
 
 
 class Report:
@@ -64,11 +54,10 @@ class Report:
         self._lines.append(json.dumps(line, ensure_ascii=False) + "\n")
 
     def axes(self, number: int) -> tuple[Figure, list[Axes]]:
-        figure = Figure(figsize=(5.5 * number, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = figures.new(5.5 * number, 4.2)
         axes = figure.subplots(1, number, squeeze=False)[0].tolist()
         for one in axes:
-            one.spines[["top", "right"]].set_visible(False)
+            figures.without_frame(one)
         return figure, axes
 
     def finish(self, figure: Figure) -> int:

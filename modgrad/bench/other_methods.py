@@ -114,7 +114,7 @@ def with_other_methods(case: Case, setting: Setting) -> Case:
             if error > 1e-3:
                 raise AssertionError(f"{name} differs from its like by {error:.1e}")
         for name in ("modgrad, AGM", "papers' loop, AGM"):
-            if _distance(found[name], found["modgrad, learning speed"]) < 0.05:
+            if _distance(found[name], found["modgrad, learning speed"]) < 0.02:
                 raise AssertionError(f"{name} is plain training")
         speeds = balancer.speeds(of_speed.modulator.state).tolist()
         if any(abs(a - b) > 1e-3 for a, b in zip(speeds, measure.speeds, strict=True)):

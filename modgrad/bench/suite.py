@@ -12,9 +12,9 @@ from modgrad.bench.optimizer_step import optimizer_step
 from modgrad.bench.other_methods import with_other_methods
 from modgrad.bench.training_step import training_step
 
-OP, STEP, POINT = 4.0, 40.0, 0.5  # seconds
-PAPERS_BATCH = 150.0  # rounds of 15 steps at batch 64
-COMPILING = 15.0  # a function of 122 tensors on a CPU
+OP, STEP, POINT = 4.0, 35.0, 0.5  # seconds
+PAPERS_BATCH = 140.0  # 15 rounds of a dozen steps at batch 64
+COMPILING = 12.0  # a function of 122 tensors on a CPU
 BUILDING = 3.0  # models, gates, warm-up rounds and counting
 NEEDED_BY_1B = 40e9  # bytes: parameters, gradients, two moments, scaled gradients, spare
 _HALF = torch.bfloat16
