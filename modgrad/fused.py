@@ -28,6 +28,7 @@ class FusedStep:
         self._parts: list[parts.Part] = []
         self._made_of: list[Any] = []
         self._kinds: tuple[Any, ...] = ()
+        self._ones: dict[torch.device, Tensor] = {}  # weights of gradients that have theirs
 
         def step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
             return self._step(closure)
@@ -81,11 +82,12 @@ class FusedStep:
         return loss
 
     def _buffers(self, pending: Pending | None) -> list[Tensor | None]:
-        """For each part where its update puts squared norms, if they are wanted."""
+        """For each part where its update puts squared norms, if they are wanted; skipped, NaN."""
         if pending is None or not pending.late:
             return [None] * len(self._parts)
         size = 2, len(pending.decision.weights)
-        return [torch.zeros(size, dtype=torch.float64, device=p.device) for p in self._parts]
+        nan = torch.full(size, torch.nan, dtype=torch.float64, device=self._parts[0].device)
+        return [nan.to(p.device, copy=True) for p in self._parts]
 
     def _gather(self, held: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Make the parts anew where what they are made of is not what it was."""
@@ -110,7 +112,9 @@ class FusedStep:
     ) -> None:
         device, noise, seed = part.device, None, None
         if pending is None or pending.applied:  # gradients are as they should be
-            weights, owner = torch.ones(1, device=device), [-1] * len(part.places)
+            if device not in self._ones:
+                self._ones[device] = torch.ones(1, device=device)
+            weights, owner = self._ones[device], [-1] * len(part.places)
         else:
             weights, owner = pending.decision.weights[:, 0].to(device), part.owner
             noise, seed = pending.decision.modulation.noise, pending.seed

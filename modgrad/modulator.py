@@ -21,7 +21,7 @@ from modgrad.balancers.base import (
     Statistics,
 )
 from modgrad.decider import Decider
-from modgrad.distributed import is_sharded, local, mean_over_ranks
+from modgrad.distributed import is_sharded, local, mean_of_means
 from modgrad.held import HeldParameters
 from modgrad.memory import Memory
 from modgrad.meter import Meter
@@ -171,9 +171,9 @@ class Modulator:
         self._follow(self._parameters.own.parameters[0].device)
         names = self.modalities.names
         batch = observed.measure(observation, self._observed_names, names, self.backend)
-        for name, (total, _) in batch.items():
-            if total.device != self._weights.device:
-                raise ValueError(f"{name} are on {total.device}, allowed: {self._weights.device}")
+        for name, (mean, _) in batch.items():
+            if mean.device != self._weights.device:
+                raise ValueError(f"{name} are on {mean.device}, allowed: {self._weights.device}")
         if self.at == "boundary":
             decision = self._decide(self._known(batch))
             if decision.modulation.noise is not None:
@@ -308,7 +308,7 @@ class Modulator:
     def _known(self, batch: Observed | None = None) -> Statistics:
         """What is known without gradients: of this batch, or of all since the last step."""
         known = (batch or self._observed or {}).items()
-        means = {name: mean_over_ranks(*total, self.process_group) for name, total in known}
+        means = {name: mean_of_means(*seen, self.process_group) for name, seen in known}
         return Statistics(self._memory.step, self._memory.epoch, **means)
 
     @torch.no_grad()

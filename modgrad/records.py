@@ -33,7 +33,10 @@ class Pending(NamedTuple):
 
 @dataclass(frozen=True)
 class LastStep:
-    """What the last step measured and did: device tensors in the order of the modalities."""
+    """What the last step measured and did: device tensors in the order of the modalities.
+
+    Norms are NaN where a fused update was to measure them, and the step was skipped.
+    """
 
     modalities: tuple[str, ...]
     weights: Tensor  # float32 [M]; [M, K] with several losses

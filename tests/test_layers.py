@@ -38,6 +38,7 @@ ALLOWED = {
     "modgrad.backends": {"modgrad.backends"},
     "modgrad.checks": set(),
     "modgrad.table": set(),
+    "modgrad.figures": set(),
     "modgrad.ops": {"modgrad.backends", "modgrad.checks"},
     "modgrad.balance": {
         "modgrad.backends",
@@ -139,6 +140,7 @@ ALLOWED = {
         "modgrad.diagnostics",
         "modgrad.balancers",
         "modgrad.distributed",
+        "modgrad.figures",
         "modgrad.modulator",
         "modgrad.records",
         "modgrad.responses",
