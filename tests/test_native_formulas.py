@@ -153,7 +153,7 @@ def test_gradnorm_by_hand(formulas):
 
 
 @pytest.mark.parametrize("M", [2, 4])
-@pytest.mark.parametrize(("number", "name"), enumerate(rules.RULES))
+@pytest.mark.parametrize(("number", "name"), list(enumerate(rules.RULES)))
 def test_rules_equal_the_definition(formulas, number, name, M):
     kind = rules.RULES[name]
     parameters = [0.7, 0.3] if name != "equal_norms" else [0.7, 3.0]
