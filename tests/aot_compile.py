@@ -46,8 +46,8 @@ KERNELS = {
     "_cross_entropy_rows_kernel": ["*i64", "*i64", "*i64", "*fp64", *["*fp64"] * 4, "i32"],
     "_cross_entropy_rows_kernel/soft": ["*i64", "*i64", "*fp32", "*fp32", *["*fp64"] * 4, "i32"],
     "_cross_entropy_means_kernel": [
-        *("*fp64", "*fp64", "*i64", "*i64", "*fp32"),
-        *("*fp32", "*fp32", "*fp64", "i32", "i32"),
+        *("*fp64", "*fp64", "*i64", "*fp32", "*fp32", "*fp32", "*fp64", "*fp32"),
+        *("i32", "i32", "i32", "i32", "i32"),
     ],
     "_cross_entropy_backward_kernel": [
         *("*i64", "*i64", "*i64", "*i64", "*fp64"),
@@ -75,6 +75,7 @@ _MOST = {"NOISE": True, "MEASURED": True}
 _LEAST = {"NOISE": False, "MEASURED": False}
 _SGD = {"HAS_MOMENTUM": True, "IS_FIRST_STEP": False, "NESTEROV": True}
 _EQUAL = {"RULE": "equal_norms", "FIRST": 0.5, "SECOND": 1e3}
+_OGM = {"RULE": "ogm", "FIRST": 0.3, "SECOND": 0.0}
 VARIANTS = {
     "_rule_weights_kernel": [
         {**_EQUAL, "BLOCK": 8},
@@ -83,11 +84,9 @@ VARIANTS = {
         {"RULE": "pcgrad", "FIRST": 0.0, "SECOND": 0.0, "BLOCK": 32},
         {"RULE": "gradnorm", "FIRST": 1.5, "SECOND": 0.025, "BLOCK": 32},
     ],
-    "_rule_weights_kernel/scores": [
-        {"RULE": "ogm", "FIRST": 0.3, "SECOND": 0.0, "BLOCK": block} for block in (4, 16)
-    ],
+    "_rule_weights_kernel/scores": [{**_OGM, "BLOCK": block} for block in (4, 16)],
     "_rule_of_norms_kernel": [
-        {**_EQUAL, "IN_UPDATE": in_update, "ROWS": rows, "BLOCK": 2048 // rows}
+        {**_EQUAL, "IN_UPDATE": in_update, "ROWS": rows, "BLOCK": 4096 // rows}
         for in_update in (True, False)
         for rows in (2, 4, 16)
     ],
@@ -98,7 +97,11 @@ VARIANTS = {
     ],
     "_cross_entropy_rows_kernel": [_PLAIN],
     "_cross_entropy_rows_kernel/soft": [_EVERYTHING],
-    "_cross_entropy_means_kernel": [{**_PLAIN, "WEIGHTED": True}],
+    "_cross_entropy_means_kernel": [
+        {**_PLAIN, "WEIGHTED": True, **rule, "ROWS": rows, "BLOCK": 2048 // rows}
+        for rule in (_OGM, {"RULE": None, "FIRST": 0.0, "SECOND": 0.0})
+        for rows in (2, 4, 16)
+    ],
     "_cross_entropy_backward_kernel": [_PLAIN],
     "_cross_entropy_backward_kernel/soft": [_EVERYTHING],
     "_adam_tensors_kernel": [{"STEPS": 6, "NOISE": True}],
@@ -117,10 +120,11 @@ OPTIONS = {
     "_group_gram_kernel": "TWO_CHUNK_OPTIONS",
     "_combine_kernel": "TWO_CHUNK_OPTIONS",
     "_rule_weights_kernel": "ROW_OPTIONS",
+    "_rule_of_norms_kernel": "TILE_OPTIONS",
+    "_cross_entropy_means_kernel": "TILE_OPTIONS",
     "_modality_scores_kernel": "ROW_OPTIONS",
     "_modality_means_kernel": "ROW_OPTIONS",
     "_cross_entropy_rows_kernel": "ROW_OPTIONS",
-    "_cross_entropy_means_kernel": "ROW_OPTIONS",
     "_cross_entropy_backward_kernel": "ROW_OPTIONS",
 }
 

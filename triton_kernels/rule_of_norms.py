@@ -15,9 +15,10 @@ from modgrad.triton_kernels.device import sum_ranges
 from modgrad.triton_kernels.group_sq_norms import launch_partial_sums
 from modgrad.triton_kernels.rule_weights import constants
 from modgrad.triton_kernels.rules import of_one_loss
-from modgrad.triton_kernels.table import OPTIONS, ChunkTable
+from modgrad.triton_kernels.table import TWO_CHUNK_OPTIONS, ChunkTable, side_by_side
 
-SUMS = 2048  # partial sums a step, of all groups together: 8 a thread
+TILE = 4096  # partial sums a step, of all groups together: 8 a thread
+TILE_OPTIONS = TWO_CHUNK_OPTIONS
 
 
 @triton.jit(do_not_specialize=["num_groups"])
@@ -47,7 +48,7 @@ def _rule_of_norms_kernel(
         sums /= scale * scale
     else:
         tl.store(out + g, sums, mask=g < num)
-    found = of_one_loss(sums, num, RULE, FIRST, SECOND, ROWS)
+    found = of_one_loss(sums, g < num, RULE, FIRST, SECOND, ROWS)
     tl.store(weights + g, found.to(tl.float32), mask=g < num)
 
 
@@ -56,17 +57,16 @@ def launch_rule_of_norms(
     table: ChunkTable,
     weights: Tensor,
     rule: str,
-    parameters: Sequence[float],
+    parameters: Sequence[float] | None,
     sq_norms: Tensor | None = None,
     scale: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Fills ``weights``, and ``sq_norms``; or, with grad_scale and found_inf, as in an update."""
     partial = launch_partial_sums(addresses, table)
-    rows = triton.next_power_of_2(len(weights))
     unused = partial, partial
     _rule_of_norms_kernel[(1,)](
         *(partial, table.groups, *(scale or unused), partial if sq_norms is None else sq_norms),
         *(weights, len(weights), *constants(rule, parameters)),
-        *(scale is not None, rows, max(SUMS // rows, 1)),
-        **OPTIONS,
+        *(scale is not None, *side_by_side(len(weights), TILE)),
+        **TILE_OPTIONS,
     )

@@ -34,7 +34,7 @@ def _rule_weights_kernel(
     if RULE == "ogm" or RULE == "equal_norms":
         is_modality = lanes < num_modalities
         values = tl.load(statistic + lanes, mask=is_modality, other=0.0).to(tl.float64)
-        found = of_one_loss(values, num_modalities, RULE, FIRST, SECOND, BLOCK)
+        found = of_one_loss(values, is_modality, RULE, FIRST, SECOND, BLOCK)
         tl.store(weights + lanes, found.to(tl.float32), mask=is_modality)
     elif RULE == "gradnorm":
         row = tl.load(w + lanes, mask=is_loss, other=0.0)
@@ -80,7 +80,9 @@ def launch_rule_weights(
     return weights, next_
 
 
-def constants(rule: str, parameters: Sequence[float]) -> tuple[str, float, float]:
+def constants(
+    rule: str | None, parameters: Sequence[float] | None
+) -> tuple[str | None, float, float]:
     """A rule as kernels take it: with two parameters, 0 where it has none."""
-    first, second = [*map(float, parameters), 0.0, 0.0][:2]
+    first, second = [*map(float, parameters or ()), 0.0, 0.0][:2]
     return rule, first, second

@@ -43,20 +43,20 @@ def all_finite(x: tl.tensor) -> tl.tensor:
 @triton.jit
 def ogm(
     scores: tl.tensor,  # [BLOCK], float64
-    num: tl.tensor,  # how many there are
+    there: tl.tensor,  # [BLOCK], whether one is
     alpha: tl.constexpr,
     continuous: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """The weights [BLOCK]."""
-    m = tl.arange(0, BLOCK)[:, None]
-    n = tl.arange(0, BLOCK)[None, :]
-    ratios = tl.where((n < num) & (n != m), scores[:, None] / scores[None, :], 0.0)
-    rho = tl.sum(ratios, 1) / (num - 1)
+    """The weights [BLOCK], 1 where there is no score."""
+    m = tl.arange(0, BLOCK)
+    others = there[None, :] & (m[:, None] != m[None, :])
+    ratios = tl.where(others, scores[:, None] / scores[None, :], 0.0)
+    rho = tl.sum(ratios, 1) / (tl.sum(there.to(tl.int32), 0) - 1)
     lead = rho - 1.0 if continuous != 0.0 else rho
     x = alpha * tl.where(lead < LARGEST, lead, LARGEST)
     tanh = 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)  # rounded before the 1 - tanh, as by definition
-    return tl.where(rho > 1.0, 1.0 - tanh, 1.0)
+    return tl.where(there & (rho > 1.0), 1.0 - tanh, 1.0)
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def equal_norms(
 @triton.jit
 def of_one_loss(
     values: tl.tensor,  # [BLOCK]: scores, or squared norms, and 0 where there is none
-    num: tl.tensor,
+    there: tl.tensor,  # [BLOCK], whether there is one
     RULE: tl.constexpr,
     FIRST: tl.constexpr,  # its parameters
     SECOND: tl.constexpr,
@@ -84,7 +84,7 @@ def of_one_loss(
 ) -> tl.tensor:
     """The weights [BLOCK] by a rule that does not compare losses."""
     if RULE == "ogm":
-        found = ogm(values, num, FIRST, SECOND, BLOCK)
+        found = ogm(values, there, FIRST, SECOND, BLOCK)
     else:
         tl.static_assert(RULE == "equal_norms", "an unknown rule")
         found = equal_norms(values, FIRST, SECOND)

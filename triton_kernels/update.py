@@ -231,7 +231,7 @@ def prepare(
         deviations = launch_deviations(chunks, gradients, noise)
     if rule is not None:
         scale = grad_scale, found_inf
-        launch_rule_of_norms(gradients, chunks, weights, rule, parameters or (), scale=scale)
+        launch_rule_of_norms(gradients, chunks, weights, rule, parameters, scale=scale)
     partial = absent
     if sq_norms is not None:
         partial = weights.new_empty((2, chunks.num_chunks), dtype=torch.float64)
