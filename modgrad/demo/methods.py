@@ -56,13 +56,19 @@ class Method:
         return network, optimizer
 
     def begin_epoch(
-        self, network: Any, optimizer: torch.optim.Optimizer, train: Split, epoch: int, total: int
+        self,
+        network: Any,
+        optimizer: torch.optim.Optimizer,
+        train: Split,
+        epoch: int,
+        total: int,
+        batch_size: int,
     ) -> None:
         """Before epoch number ``epoch`` of ``total``, counted from 0."""
         if isinstance(optimizer, modgrad.ModulatedOptimizer):
             optimizer.modulator.set_epoch(epoch)
         if self.before_epoch is not None:
-            self.before_epoch(network, optimizer, train, epoch, total)
+            self.before_epoch(network, optimizer, train, epoch, total, batch_size)
 
 
 def _scored(balancer: Balancer[Any]) -> Method:
