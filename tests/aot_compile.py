@@ -88,7 +88,7 @@ VARIANTS = {
     "_rule_of_norms_kernel": [
         {**_EQUAL, "IN_UPDATE": in_update, "ROWS": rows, "BLOCK": 4096 // rows}
         for in_update in (True, False)
-        for rows in (2, 4, 16)
+        for rows in (4, 16)
     ],
     "_modulated_sgd_kernel": [
         {**_SGD, **_MOST, "STATE": None},
@@ -100,7 +100,7 @@ VARIANTS = {
     "_cross_entropy_means_kernel": [
         {**_PLAIN, "WEIGHTED": True, **rule, "ROWS": rows, "BLOCK": 2048 // rows}
         for rule in (_OGM, {"RULE": None, "FIRST": 0.0, "SECOND": 0.0})
-        for rows in (2, 4, 16)
+        for rows in (2, 16)
     ],
     "_cross_entropy_backward_kernel": [_PLAIN],
     "_cross_entropy_backward_kernel/soft": [_EVERYTHING],

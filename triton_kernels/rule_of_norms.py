@@ -1,7 +1,7 @@
 """Sums of squares of each group and, in the same launch, the weights that a rule finds from them.
 
-One program adds up all groups side by side: the rule needs them all, and a weight is known one
-launch later than its sum otherwise.
+One program adds up all groups side by side, since the rule needs them all: with a program a group
+it would be a launch of its own.
 """
 # mypy: allow-untyped-decorators
 
@@ -37,9 +37,9 @@ def _rule_of_norms_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The weights; in an update of unscaled gradients, unless it is skipped, else with the sums."""
+    """The weights; outside updates the sums too, in one for gradients without the scale."""
     num = num_groups
-    if IN_UPDATE:
+    if IN_UPDATE:  # one that is skipped has no groups, and so nothing is written
         num = tl.where(tl.load(found_inf) == 0.0, num_groups, 0)
     g = tl.arange(0, ROWS)
     sums = sum_ranges(partial, groups, num, ROWS, BLOCK)

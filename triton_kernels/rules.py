@@ -167,7 +167,7 @@ def gradnorm(
     relative = ratios / (tl.sum(ratios, 0) / num_losses)
     target = tl.sum(weighted, 0) / num_losses * power(relative, alpha)
     sign = tl.where(weighted > target, 1.0, tl.where(weighted < target, -1.0, 0.0))
-    stepped = weight - lr * sign * norms
+    stepped = weight - lr * (sign * norms)  # `sign` is float32, and would round lr
     stepped = tl.where(stepped < SMALLEST, SMALLEST, stepped)
     stepped *= num_losses / tl.sum(tl.where(there, stepped, 0.0), 0)
     usable = all_finite(tl.where(there, target, 0.0)) & all_finite(tl.where(there, stepped, 0.0))
