@@ -99,6 +99,7 @@ BALANCED: Mapping[str, Method] = {
     "ogm": _scored(modgrad.OGM(alpha=0.8)),
     "ogm-ge": _scored(modgrad.OGM(alpha=0.8, noise=1.0)),
     "agm": Method(modgrad.AGM(alpha=1.0), steps.responses, at="boundary"),
+    "equal-norms": _scored(modgrad.EqualNorms()),
     "fixed": _scored(modgrad.FixedWeights({"audio": 2.0, "visual": 0.5})),
     "unimodal": _several(modgrad.FixedLossWeights((1.0, 1.0, 1.0))),
     "g-blend": _several(modgrad.GradientBlending(), before_epoch=epochs.estimate_blend),
