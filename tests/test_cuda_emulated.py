@@ -435,8 +435,27 @@ def gram(ops, grads):
     return ops.group_gram(grads, *places, [0] * pairs, 1, 2)
 
 
+def balance(ops, grads):
+    """In one group, whose last chunk is read first after the barrier of the grid; then in two,
+    twice, so that what a block finds in its memory is not right by chance."""
+    results = []
+    for M, factor in ((1, 1.0), (2, 1.0), (2, 3.0)):
+        group = [i % M for i in range(len(grads))]
+        changed = [
+            g * factor if m == M - 1 else g.clone() for g, m in zip(grads, group, strict=True)
+        ]
+        arguments = changed, [], [], [], group, M, 1, "equal_norms", [1.0, 10.0], None, []
+        results += [*ops.balance_(*arguments), *changed]
+    return torch.cat([x.flatten() for x in results])
+
+
 # An op that comes by each barrier of a file.
-BARRIERS = {"elements.cuh": norms, "group_gram.cu": gram}
+BARRIERS = {
+    "balance_.cu": balance,
+    "deciding.cuh": balance,
+    "elements.cuh": norms,
+    "group_gram.cu": gram,
+}
 
 
 def barriers(emulator, file):

@@ -1,7 +1,6 @@
 // The Python module modgrad._C_cuda: tensors to launchers. Importing it registers the CUDA kernels.
 #include <Python.h>
 
-#include <limits>
 #include <optional>
 
 #include "../cross_entropy.h"
@@ -13,47 +12,11 @@
 #include "modality_cross_entropy_backward.cuh"
 #include "modality_scores.cuh"
 #include "modulate_.cuh"
+#include "ops.h"
 #include "scale_backward.cuh"
 
 namespace modgrad {
 namespace {
-
-// `in` is set, `out` is null.
-std::vector<TensorRef> references(const char* name, const std::vector<Tensor>& tensors,
-                                  const std::vector<int64_t>& group) {
-  const std::vector<int64_t> sizes = checked_sizes(name, tensors);
-  const int32_t device = tensors[0].get_device_index();
-  std::vector<TensorRef> out;
-  out.reserve(tensors.size());
-  for (size_t t = 0; t < tensors.size(); ++t) {
-    check_device(name, tensors[t], device);
-    STD_TORCH_CHECK(group[t] <= std::numeric_limits<int32_t>::max(), "`group[", t, "]` is ", group[t]);
-    out.push_back({tensors[t].const_data_ptr(), nullptr, sizes[t], static_cast<int32_t>(group[t]),
-                   dtype_of(tensors[t].scalar_type())});
-  }
-  return out;
-}
-
-std::vector<int64_t> one_group_each(size_t num_tensors) {
-  std::vector<int64_t> group(num_tensors);
-  std::iota(group.begin(), group.end(), 0);
-  return group;
-}
-
-LossRefs loss_references(const std::vector<Tensor>& grads, const ByParameter& by,
-                         const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
-                         const std::vector<int64_t>& group) {
-  std::vector<int64_t> group_of_grad;
-  for (const int64_t t : tensor) group_of_grad.push_back(group[t]);
-  const std::vector<TensorRef> refs = references("grads", grads, group_of_grad);
-  LossRefs sorted = {{}, {}, by.first};
-  for (const int64_t i : by.order) {
-    STD_TORCH_CHECK(loss[i] <= std::numeric_limits<int32_t>::max(), "`loss[", i, "]` is ", loss[i]);
-    sorted.grads.push_back(refs[i]);
-    sorted.loss.push_back(static_cast<int32_t>(loss[i]));
-  }
-  return sorted;
-}
 
 Tensor group_sq_norms(const std::vector<Tensor>& tensors, const std::vector<int64_t>& group,
                       int64_t num_groups) {
@@ -186,6 +149,8 @@ std::vector<Tensor> scale_backward(const std::vector<Tensor>& grads, const Tenso
   return scaled;
 }
 
+}  // namespace
+
 Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
                   const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
                   int64_t num_losses) {
@@ -227,7 +192,6 @@ void combine_(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
                                  current_stream(device)));
 }
 
-}  // namespace
 }  // namespace modgrad
 
 STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {
