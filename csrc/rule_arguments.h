@@ -85,6 +85,16 @@ inline Rule checked_balance(const std::vector<Tensor>& out, const std::vector<Te
   return rule;
 }
 
+// The rule of the scores of logits from number num_joint on, without what it reads.
+inline std::optional<Rule> rule_of_scores(const std::optional<std::string>& name,
+                                          const std::optional<std::vector<double>>& parameters, int64_t num_logits,
+                                          int64_t num_joint) {
+  if (!name.has_value()) return std::nullopt;
+  STD_TORCH_CHECK(num_joint >= 0 && num_joint + 2 <= num_logits, "`num_joint` is ", num_joint, ", allowed with ",
+                  num_logits, " logits and a rule: 0 to ", num_logits - 2);
+  return checked_rule(*name, parameters.value_or(std::vector<double>()), true, num_logits - num_joint, 1);
+}
+
 // The tensors of a RuleOut.
 struct RuleTensors {
   Tensor weights, next, scratch;

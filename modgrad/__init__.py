@@ -33,9 +33,11 @@ from modgrad.balancers import (
 from modgrad.blending import BlendEstimate, BlendEstimator
 from modgrad.late_fusion import late_fusion_logits
 from modgrad.losses import (
+    BalancedCrossEntropies,
     BlendedCrossEntropies,
     CrossEntropies,
     LateFusion,
+    balanced_cross_entropy,
     blended_cross_entropy,
     late_fusion_head,
     modality_cross_entropy,
@@ -68,6 +70,7 @@ __all__ = [
     "AlignedMTL",
     "BackendUnavailableError",
     "Balanced",
+    "BalancedCrossEntropies",
     "Between",
     "BlendEstimate",
     "BlendEstimator",
@@ -99,6 +102,7 @@ __all__ = [
     "attach",
     "backends",
     "balance_",
+    "balanced_cross_entropy",
     "balancers",
     "blended_cross_entropy",
     "combine_",

@@ -1,18 +1,17 @@
-"""Cross entropies and scores of all modalities: one op forward, one for the gradients of all."""
+"""Cross entropies of all modalities at once: plain, blended, balanced, of a late-fusion head."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from modgrad import checks
-from modgrad.backends import native, reference, select
-from modgrad.backends.protocol import Backend
+from modgrad import checks, rules
+from modgrad.autograd import scale_backward
+from modgrad.cross_entropy import Logits, Options, as_list, cross_entropies
 from modgrad.late_fusion import shares
+from modgrad.rules import Rule
 
-Logits = Tensor | Sequence[Tensor] | Mapping[Any, Tensor]
 JOINT = "joint"
 
 
@@ -32,73 +31,24 @@ class BlendedCrossEntropies(NamedTuple):
 
 
 class LateFusion(NamedTuple):
-    """Logits [B, C], joint and by modality; losses and scores [1 + M], joint first; their total."""
+    """Logits [B, C], joint and by modality; losses and scores [1 + M], joint first; their total.
+
+    ``weights``: float32 [M], by which gradients that enter the features are scaled, or None.
+    """
 
     logits: dict[Hashable, Tensor]
     losses: Tensor
     scores: Tensor
     total: Tensor
+    weights: Tensor | None = None
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Losses and scores; ``weights`` is read when backward comes by, not before."""
+class BalancedCrossEntropies(NamedTuple):
+    """As ``CrossEntropies``, and the weights by a rule of the scores, float32 [M]."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        targets: Tensor,
-        class_weights: Tensor | None,
-        ignore_index: int,
-        label_smoothing: float,
-        weights: Tensor | None,
-        chosen: Backend,
-        *logits: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        losses, scores, lse, mass = chosen.modality_cross_entropy(
-            logits, targets, class_weights, ignore_index, label_smoothing
-        )
-        ctx.save_for_backward(targets, class_weights, lse, mass, *logits)
-        # Not save_for_backward: it would refuse weights that were filled since.
-        ctx.weights, ctx.chosen = weights, chosen
-        ctx.options = ignore_index, label_smoothing
-        ctx.mark_non_differentiable(scores)
-        ctx.set_materialize_grads(False)
-        return losses, scores
-
-    @staticmethod
-    def backward(ctx: Any, grad_losses: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        targets, class_weights, lse, mass, *logits = ctx.saved_tensors
-        needed = ctx.needs_input_grad[6:]
-        out: list[Tensor | None] = [None] * len(logits)
-        wanted = [m for m in range(len(logits)) if needed[m]]
-        if grad_losses is None or not wanted:
-            return None, None, None, None, None, None, *out
-        grads: Sequence[Tensor]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # with create_graph: by torch's derivatives of the definition, which have derivatives
-            losses = reference.modality_cross_entropy(logits, targets, class_weights, *ctx.options)[
-                0
-            ]
-            if ctx.weights is not None:
-                grad_losses = grad_losses * ctx.weights.to(grad_losses.dtype)
-            grads = torch.autograd.grad(
-                losses, [logits[m] for m in wanted], grad_losses, create_graph=True
-            )
-        else:
-            grads = ctx.chosen.modality_cross_entropy_backward(
-                [logits[m] for m in wanted],
-                wanted,
-                targets,
-                class_weights,
-                *ctx.options,
-                lse,
-                mass,
-                grad_losses.contiguous(),
-                ctx.weights,
-            )
-        for m, grad in zip(wanted, grads, strict=True):
-            out[m] = grad
-        return None, None, None, None, None, None, *out
+    losses: Tensor
+    scores: Tensor
+    weights: Tensor
 
 
 def modality_cross_entropy(
@@ -137,39 +87,50 @@ def modality_cross_entropy(
     Returns:
         losses [M], float32 (float64 for float64), and scores [M], float32.
     """
-    values = _as_list(logits)
-    check = partial(
-        checks.cross_entropy, values, targets, class_weights, ignore_index, label_smoothing
-    )
-    if not values or not all([isinstance(x, Tensor) for x in (targets, *values)]):
-        check()
-    chosen = select(values[0].device, backend)
-    # The native op checks all of this itself, in a tenth of the time: it is asked first.
-    if chosen is not native or targets.dtype != torch.int64:
-        check()
-        targets = targets.detach()
-    if weights is not None:
-        checks.vector("weights", weights, len(values), values[0].device)
-        weights = weights.data.float().contiguous()  # .data shares memory, not the version counter
-    dtype = torch.float64 if torch.float64 in [x.dtype for x in values] else torch.float32
-    if class_weights is not None:
-        class_weights = class_weights.detach().to(dtype).contiguous()
-    if targets.dtype != torch.int64:
-        targets = targets.to(dtype if targets.is_floating_point() else torch.int64)
-    try:
-        losses, scores = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            targets.contiguous(),
-            class_weights,
-            ignore_index,
-            label_smoothing,
-            weights,
-            chosen,
-            *[x.contiguous() for x in values],
-        )
-    except (RuntimeError, TypeError, NotImplementedError):
-        check()
-        raise
+    options = Options(ignore_index, label_smoothing)
+    losses, scores, _ = cross_entropies(logits, targets, weights, class_weights, options, backend)
     return CrossEntropies(losses, scores)
+
+
+def balanced_cross_entropy(
+    logits: Logits,
+    targets: Tensor,
+    rule: Rule,
+    *,
+    num_joint: int = 0,
+    class_weights: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    backend: str | None = None,
+) -> BalancedCrossEntropies:
+    """Cross entropies whose gradients are scaled by a balancer's rule, from this batch's scores.
+
+    As ``modality_cross_entropy``; losses, scores and ``weights = rule(scores)`` come from one op,
+    and the gradients of all logits, ``weights[m]`` times those of loss m, from another.
+
+    Args:
+        logits, targets: as there.
+        rule: one that reads scores, such as ``OGM(0.8).rule``.
+        num_joint: so many of the first logits are of joint heads: they take no part, weight 1.
+        class_weights, ignore_index, label_smoothing, backend: as there.
+
+    Returns:
+        losses [M], scores float32 [M], weights float32 [M].
+    """
+    values = as_list(logits)
+    _check_rule(rule, len(values), num_joint)
+    options = Options(ignore_index, label_smoothing, rule, num_joint)
+    found = cross_entropies(values, targets, None, class_weights, options, backend)
+    return BalancedCrossEntropies(*found)
+
+
+def _check_rule(rule: Rule, num_logits: int, num_joint: int) -> None:
+    if rules.check(rule).reads != "scores":
+        raise ValueError(f"`rule` {rule.name!r} reads a gram, allowed: one of scores, 'ogm'")
+    if not 0 <= num_joint <= num_logits - 2:
+        raise ValueError(
+            f"`num_joint` is {num_joint} of {num_logits} logits, allowed: at least 2 others"
+        )
 
 
 def blended_cross_entropy(
@@ -194,7 +155,7 @@ def blended_cross_entropy(
     Source: Wang et al., What Makes Training Multi-Modal Classification Networks Hard?, CVPR 2020,
     eq. 2.
     """
-    values = _as_list(logits)
+    values = as_list(logits)
     losses, scores = modality_cross_entropy(
         values,
         targets,
@@ -215,6 +176,7 @@ def late_fusion_head(
     targets: Tensor,
     weights: Tensor | None = None,
     *,
+    rule: Rule | None = None,
     class_weights: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
@@ -233,18 +195,27 @@ def late_fusion_head(
             those of a head on their sum, as in ``late_fusion_logits``.
         weight: [C, sum of D_m], as that of nn.Linear; bias: [C] or None.
         weights: [1 + M], joint first; ``total = sum_i weights[i] losses[i]``.
+        rule: one that reads scores, such as ``OGM(0.8).rule``: the gradients on their way into the
+            features, and so into the encoders, are scaled by its weights; the head's are not.
         targets, class_weights, ignore_index, label_smoothing, backend: as in
             ``modality_cross_entropy``.
 
     Returns:
         logits by the names of ``features`` (of a sequence, by number), and ``"joint"`` first;
-        losses and scores [1 + M] in that order; total.
+        losses and scores [1 + M] in that order; total; the rule's weights [M], or None.
+
+    Source: with ``rule``, Peng et al., CVPR 2022, whose coefficients act on the encoders.
     """
     named = dict(features) if isinstance(features, Mapping) else dict(enumerate(features))
     checks.tensors("features", list(named.values()))
     if JOINT in named:
         raise ValueError(f"`features` has {list(named)}, allowed: any name but {JOINT!r}")
-    unimodal = shares(list(named.values()), weight, bias)
+    values, scale = list(named.values()), None
+    if rule is not None:
+        _check_rule(rule, len(values) + 1, 1)
+        scale = torch.ones(len(values), device=values[0].device)  # filled below, read in backward
+        values = list(scale_backward(values, scale, backend=backend))
+    unimodal = shares(values, weight, bias)
     joint = torch.stack(unimodal).sum(0) if len(unimodal) > 2 else sum(unimodal[1:], unimodal[0])
     logits: dict[Hashable, Tensor] = {JOINT: joint, **dict(zip(named, unimodal, strict=True))}
     measured = list(logits.values())
@@ -252,25 +223,13 @@ def late_fusion_head(
         measured[1:] = [z.detach() for z in unimodal]
     else:
         checks.vector("weights", weights, len(measured), joint.device)
-    losses, scores = modality_cross_entropy(
-        measured,
-        targets,
-        class_weights=class_weights,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        backend=backend,
+    options = Options(ignore_index, label_smoothing, rule, num_joint=1, applied=False)
+    losses, scores, found = cross_entropies(
+        measured, targets, None, class_weights, options, backend
     )
-    if weights is None:
-        return LateFusion(logits, losses, scores, losses[0])
-    total = torch.dot(losses, weights.detach().to(losses.dtype))
-    return LateFusion(logits, losses, scores, total)
-
-
-def _as_list(logits: Logits) -> list[Tensor]:
-    if isinstance(logits, Mapping):
-        return list(logits.values())
-    if not isinstance(logits, Tensor):
-        return list(logits)
-    if logits.dim() != 3:
-        raise ValueError(f"`logits` has shape {list(logits.shape)}, allowed: [M, B, C]")
-    return list(logits.unbind(0))
+    if scale is not None:
+        scale.copy_(found[1:])
+    total = losses[0]
+    if weights is not None:
+        total = torch.dot(losses, weights.detach().to(losses.dtype))
+    return LateFusion(logits, losses, scores, total, scale)

@@ -20,6 +20,7 @@ from modgrad.balancers.base import (
     Balancer,
     Statistics,
 )
+from modgrad.decider import Decider
 from modgrad.distributed import is_sharded, local, mean_over_ranks
 from modgrad.held import HeldParameters
 from modgrad.memory import Memory
@@ -99,6 +100,8 @@ class Modulator:
 
         state = balancer.init(modalities.names, len(self.losses), device)
         self._memory = Memory(modalities.names, state, seed, device)
+        size = len(modalities), len(self.losses)
+        self._decide = Decider(balancer, self._memory, *size, self._takes_losses, backend)
         self._weights = torch.ones(len(modalities), device=device)
 
     @property
@@ -303,17 +306,6 @@ class Modulator:
         known = (batch or self._observed or {}).items()
         means = {name: mean_over_ranks(*total, self.process_group) for name, total in known}
         return Statistics(self._memory.step, self._memory.epoch, **means)
-
-    def _decide(self, statistics: Statistics) -> Decision:
-        with torch.no_grad():
-            modulation, state = self.balancer.update(statistics, self._memory.state)
-            shape = len(self.modalities), len(self.losses)
-            weights = modulation.weights.broadcast_to(shape).float()
-        if modulation.noise is not None and self._takes_losses:
-            raise NotImplementedError("GE noise with several losses")
-        if modulation.tensor_scale is not None and not self._takes_losses:
-            raise NotImplementedError("a scale per parameter tensor with one loss")
-        return Decision(statistics, modulation, weights, state)
 
     @torch.no_grad()
     def commit(self, pending: Pending) -> None:

@@ -1,6 +1,6 @@
 """Several losses, each with its own weight in each modality: what stands in for ``backward``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,11 +9,13 @@ from torch.distributed import ProcessGroup
 
 from modgrad import gradients, ops
 from modgrad.balancers.base import Statistics
+from modgrad.decider import Decider
 from modgrad.distributed import mean_over_ranks
 from modgrad.meter import Meter
 from modgrad.modalities import Assignment
 from modgrad.records import Decision
 
+_OF_ONE_OP = frozenset({"gram", "grad_sq_norms", "losses", "scores"})
 _OF_GRADIENTS = frozenset({"gram", "tensor_gram", "grad_sq_norms", "param_sq_norms"})
 
 
@@ -34,7 +36,7 @@ def backward(
     shared: Sequence[nn.Parameter],
     known: Statistics,
     meter: Meter,
-    decide: Callable[[Statistics], Decision],
+    decide: Decider,
     process_group: ProcessGroup | None,
 ) -> Decision:
     """Measure, decide, and add the weighted gradients to ``.grad``.
@@ -54,16 +56,29 @@ def backward(
     grads = gradients.per_loss(losses, parameters)
     for each in grads:
         gradients.mean_over_ranks_(each, process_group)
-    decision = decide(meter.of_losses(known, parameters, grads, group))
     combined = [torch.empty_like(p, requires_grad=False) for p in parameters]
+    one_op = meter.names <= _OF_ONE_OP
+    found = decide.balance(known, grads, group, combined) if one_op else None
+    if found is None:
+        found = decide(meter.of_losses(known, parameters, grads, group))
+        _combine(found, grads, group, combined, meter.backend)
+    whole = found.modulation.weights if found.modulation.weights.dim() == 1 else None
+    of_shared = gradients.of_sum(losses, whole, shared)
+    gradients.mean_over_ranks_(of_shared, process_group)
+    gradients.accumulate([*parameters, *shared], [*combined, *of_shared])
+    return found
+
+
+def _combine(
+    decision: Decision,
+    grads: Sequence[Sequence[Tensor | None]],
+    group: Sequence[int],
+    out: Sequence[Tensor],
+    backend: str | None,
+) -> None:
     weights, scale = decision.weights, decision.modulation.tensor_scale
     if scale is not None:  # a row of weights for each tensor
         owner = decision.statistics.tensor_group
         assert owner is not None, "a scale per tensor comes from the tensors' gram"
-        weights, group = weights[owner] * scale.float()[:, None], list(range(len(group)))
-    ops.combine_(combined, grads, group, weights, backend=meter.backend)
-    whole = decision.modulation.weights if decision.modulation.weights.dim() == 1 else None
-    of_shared = gradients.of_sum(losses, whole, shared)
-    gradients.mean_over_ranks_(of_shared, process_group)
-    gradients.accumulate([*parameters, *shared], [*combined, *of_shared])
-    return decision
+        weights, group = weights[owner] * scale.float()[:, None], range(len(group))
+    ops.combine_(out, grads, group, weights, backend=backend)

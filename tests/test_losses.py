@@ -144,3 +144,85 @@ def test_bad_input(h, weights, error, match):
     linear = head("cpu").float()
     with pytest.raises(error, match=match):
         modgrad.late_fusion_head(h, linear.weight, linear.bias, targets_on("cpu"), weights)
+
+
+RULE = modgrad.OGM(0.4).rule
+
+
+@pytest.mark.parametrize("num_joint", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_balanced_gradients_are_weighted_by_the_rule_of_the_scores(
+    backend, device, dtype, num_joint
+):
+    logits = [
+        (3 * torch.randn(6, 7, device=device)).to(dtype).requires_grad_()
+        for _ in range(3 + num_joint)
+    ]
+    targets = targets_on(device)
+    found = modgrad.balanced_cross_entropy(
+        logits, targets, RULE, num_joint=num_joint, label_smoothing=0.1, backend=backend
+    )
+    plain = modgrad.modality_cross_entropy(logits, targets, label_smoothing=0.1, backend=backend)
+    assert torch.equal(found.losses, plain.losses)
+    assert torch.equal(found.scores, plain.scores)
+    weights, _ = modgrad.rule_weights(found.scores[num_joint:], RULE, backend="reference")
+    expected = torch.cat([torch.ones(num_joint, device=device), weights[:, 0]])
+    torch.testing.assert_close(found.weights, expected, rtol=2**-23, atol=0)
+    assert (found.weights[num_joint:] < 1).any()
+    upstream = torch.rand(len(logits), device=device).to(found.losses)
+    again = modgrad.modality_cross_entropy(
+        logits, targets, found.weights, label_smoothing=0.1, backend=backend
+    )
+    ours = torch.autograd.grad(found.losses, logits, upstream)
+    assert all(map(torch.equal, ours, torch.autograd.grad(again.losses, logits, upstream)))
+    assert not found.weights.requires_grad
+
+
+def test_a_head_that_balances_is_ogm_at_the_boundary(backend, device):
+    h, linear, targets = features(device), head(device), targets_on(device)
+    found = modgrad.late_fusion_head(
+        h, linear.weight, linear.bias, targets, rule=RULE, backend=backend
+    )
+    plain = modgrad.late_fusion_head(h, linear.weight, linear.bias, targets, backend=backend)
+    weights, _ = modgrad.rule_weights(plain.scores[1:], RULE, backend="reference")
+    torch.testing.assert_close(found.weights, weights[:, 0], rtol=2**-23, atol=0)
+    assert (found.weights < 1).any()
+    assert plain.weights is None
+    expected = gradients(plain.total, h, linear)
+    ours = gradients(found.total, h, linear)
+    for m in range(3):
+        torch.testing.assert_close(ours[m], weights[m, 0] * expected[m], rtol=2**-22, atol=0)
+    assert all(map(torch.equal, ours[3:], expected[3:]))
+
+
+def test_balanced_losses_compile_without_a_graph_break(backend, device):
+    def loss(linear, targets, *h):
+        fused = modgrad.late_fusion_head(
+            list(h), linear.weight, linear.bias, targets, rule=RULE, backend=backend
+        )
+        each = modgrad.balanced_cross_entropy(
+            [x[:, :3] for x in h], targets % 3, RULE, backend=backend
+        )
+        return fused.total + each.losses.sum()
+
+    linear, targets = head(device), targets_on(device)
+    h = list(features(device).values())
+    expected = torch.autograd.grad(loss(linear, targets, *h), h)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(compiled(linear, targets, *h), h), expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "num_joint", "match"),
+    [
+        (modgrad.PCGrad().rule, 0, "`rule` 'pcgrad' reads a gram, allowed: one of scores"),
+        (modgrad.Rule("ogm"), 0, "`rule` 'ogm' has 0 parameters"),
+        (RULE, 2, "`num_joint` is 2 of 3 logits, allowed: at least 2 others"),
+        (RULE, -1, "`num_joint` is -1"),
+    ],
+)
+def test_rules_that_a_loss_cannot_follow(rule, num_joint, match):
+    with pytest.raises(ValueError, match=match):
+        modgrad.balanced_cross_entropy(
+            torch.randn(3, 6, 7), targets_on("cpu"), rule, num_joint=num_joint
+        )

@@ -47,6 +47,7 @@ def samples(device):
         "modality_cross_entropy": [
             (logits, classes, None, -100, 0.0),
             (logits, probabilities, upstream, -100, 0.1),
+            (logits, classes, None, -100, 0.0, "ogm", [0.3, 0.0], 0),
         ],
         "modality_cross_entropy_backward": [
             (logits, [0, 1], classes, None, -100, 0.0, lse, mass, upstream[:2], weights),

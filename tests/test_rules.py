@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import modgrad
 from modgrad import rules
 from modgrad.balancers import METHODS, OGM, EqualNorms, GradNorm, MMPareto, PCGrad
+from modgrad.balancers.base import rule_of
 
 RULED = {
     "ogm": OGM(0.3),
@@ -169,3 +171,51 @@ def test_nothing_changes_in_place(backend, device):
 def test_bad_input(statistic, rule, more, match):
     with pytest.raises(ValueError, match=match):
         modgrad.rule_weights(statistic, rule, **more)
+
+
+def test_a_subclass_that_overrides_update_alone_is_asked():
+    class Half(OGM):
+        def update(self, statistics, state):
+            modulation, state = super().update(statistics, state)
+            return modulation._replace(weights=modulation.weights / 2), state
+
+    class Steeper(Half):
+        @property
+        def rule(self):
+            return modgrad.Rule("ogm", (2 * self.alpha, 0.0))
+
+    assert rule_of(OGM(0.3)) == OGM(0.3).rule
+    assert rule_of(Half(0.3)) is None
+    assert rule_of(Steeper(0.3)) == OGM(0.6).rule
+    assert rule_of(MMPareto()) == MMPareto().rule
+    assert rule_of(MMPareto(per_tensor=True)) is None
+    assert rule_of(modgrad.MGDA()) is None
+
+
+@pytest.mark.parametrize("balancer", [PCGrad(), GradNorm(), MMPareto()], ids=["pcg", "gn", "mmp"])
+def test_several_losses_are_balanced_in_one_op(balancer):
+    """One call of balance_ where a balancer of another type takes the gram and the combination."""
+    encoders = torch.nn.ModuleDict({m: torch.nn.Linear(3, 2) for m in ("audio", "visual")})
+    optimizer = modgrad.ModulatedOptimizer(
+        torch.optim.SGD(encoders.parameters(), lr=0.1),
+        modgrad.Modalities(encoders, audio="audio.*", visual="visual.*"),
+        balancer,
+        losses=("joint", "audio", "visual"),
+    )
+    out = [encoders[m](torch.randn(4, 3)).square().mean() for m in encoders]
+    with Ops() as ops:
+        optimizer.backward(dict(zip(optimizer.modulator.losses, [sum(out), *out], strict=True)))
+    called = [name for name in ops.names if name.startswith("modgrad_")]
+    assert called == ["modgrad_native.balance_.default"]
+    optimizer.step()
+    assert optimizer.modulator.last.gram.shape == (2, 3, 3)
+
+
+class Ops(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))

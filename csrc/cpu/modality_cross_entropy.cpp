@@ -1,4 +1,5 @@
 // Cross entropy and score of every modality: one call for all rows, which stay in L2 between their two passes.
+#include "../rule_arguments.h"
 #include "cross_entropy.h"
 
 namespace modgrad {
@@ -64,12 +65,13 @@ MODGRAD_MEASURE(BFloat16)
 
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(const std::vector<Tensor>& logits,
-                                                                  const Tensor& targets,
-                                                                  const std::optional<Tensor>& class_weights,
-                                                                  int64_t ignore_index, double smoothing) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(
+    const std::vector<Tensor>& logits, const Tensor& targets, const std::optional<Tensor>& class_weights,
+    int64_t ignore_index, double smoothing, const std::optional<std::string>& rule,
+    const std::optional<std::vector<double>>& parameters, int64_t num_joint) {
   const Targets t = checked_targets(logits, real_type(logits), targets, class_weights, ignore_index, smoothing);
   const int64_t num_rows = t.num_rows, num_modalities = static_cast<int64_t>(logits.size());
+  std::optional<Rule> scores_rule = rule_of_scores(rule, parameters, num_modalities, num_joint);
   const std::vector<Logits> all = logits_of(logits);
   check_classes(t, all);
   const Tensor lse = torch::stable::new_empty(logits[0], {num_modalities, num_rows}, ScalarType::Double);
@@ -107,7 +109,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(const std::vec
     });
     scores.mutable_data_ptr<float>()[m] = static_cast<float>(score / count);
   }
-  return {losses, scores, lse, mass};
+  const Tensor weights =
+      torch::stable::new_empty(logits[0], {rule.has_value() ? num_modalities : 0}, ScalarType::Float);
+  if (rule.has_value()) {
+    float* w = weights.mutable_data_ptr<float>();
+    std::fill_n(w, num_joint, 1.0f);
+    scores_rule->scores = scores.const_data_ptr<float>() + num_joint;
+    for (int64_t m = 0; m < scores_rule->num_modalities; ++m) decide(*scores_rule, m, {w + num_joint, nullptr, nullptr});
+  }
+  return {losses, scores, lse, mass, weights};
 }
 
 }  // namespace

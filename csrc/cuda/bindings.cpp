@@ -84,10 +84,10 @@ void check_devices(const Tensor& targets, const std::optional<Tensor>& class_wei
   if (class_weights.has_value()) check_device("class_weights", *class_weights, device);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(const std::vector<Tensor>& logits,
-                                                                  const Tensor& targets,
-                                                                  const std::optional<Tensor>& class_weights,
-                                                                  int64_t ignore_index, double smoothing) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(
+    const std::vector<Tensor>& logits, const Tensor& targets, const std::optional<Tensor>& class_weights,
+    int64_t ignore_index, double smoothing, const std::optional<std::string>& rule,
+    const std::optional<std::vector<double>>& parameters, int64_t num_joint) {
   const ScalarType dtype = real_type(logits);
   const Targets t = checked_targets(logits, dtype, targets, class_weights, ignore_index, smoothing);
   const std::vector<TensorRef> refs = references("logits", logits, one_group_each(logits.size()));
@@ -100,10 +100,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(const std::vec
   const Tensor lse = torch::stable::new_empty(logits[0], {num_modalities, t.num_rows}, ScalarType::Double);
   const Tensor mass = doubles(logits[0], t.num_rows + 1);
   const Tensor rows = doubles(logits[0], 2 * num_modalities * t.num_rows);
+  const Tensor weights =
+      torch::stable::new_empty(logits[0], {rule.has_value() ? num_modalities : 0}, ScalarType::Float);
   STD_CUDA_CHECK(launch_modality_cross_entropy(
       refs, t, rows.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>(), mass.mutable_data_ptr<double>(),
       losses.mutable_data_ptr(), scores.mutable_data_ptr<float>(), current_stream(device)));
-  return {losses, scores, lse, mass};
+  return {losses, scores, lse, mass, weights};
 }
 
 std::vector<Tensor> modality_cross_entropy_backward(const std::vector<Tensor>& logits,

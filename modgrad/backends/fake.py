@@ -99,7 +99,10 @@ def _modality_cross_entropy(
     class_weights: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rule: str | None = None,
+    parameters: Sequence[float] | None = None,
+    num_joint: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _one_device([*logits, targets])
     M, B, new = len(logits), len(targets), logits[0].new_empty
     wide = any(x.dtype == torch.float64 for x in logits)
@@ -108,6 +111,7 @@ def _modality_cross_entropy(
         new(M, dtype=torch.float32),
         new(M, B, dtype=torch.float64),
         new(B + 1, dtype=torch.float64),
+        new(0 if rule is None else M, dtype=torch.float32),
     )
 
 

@@ -103,9 +103,13 @@ def modality_cross_entropy(
     class_weights: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out: tuple[Tensor, Tensor, Tensor, Tensor] = _ops.modality_cross_entropy(
-        logits, targets, class_weights, ignore_index, label_smoothing
+    rule: str | None = None,
+    parameters: Sequence[float] | None = None,
+    num_joint: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    options = class_weights, ignore_index, label_smoothing, rule, parameters, num_joint
+    out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _ops.modality_cross_entropy(
+        logits, targets, *options
     )
     return out
 

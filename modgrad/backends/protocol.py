@@ -49,10 +49,12 @@ SCHEMAS = {
         " -> (Tensor gram, Tensor weights, Tensor next)"
     ),
     # q_bc = w_c ((1 - s) t_bc + s / C) is what class c of sample b weighs, 0 in a sample left out;
-    # lse [M, B]: log sum_c exp(logits), mass [B + 1]: sum_c q_bc, and what the means divide by
+    # lse [M, B]: log sum_c exp(logits), mass [B + 1]: sum_c q_bc, and what the means divide by;
+    # weights: float32 [M], by a rule of the scores from number num_joint on, 1 before; [0] without
     "modality_cross_entropy": (
         "(Tensor[] logits, Tensor targets, Tensor? class_weights, int ignore_index,"
-        " float label_smoothing) -> (Tensor losses, Tensor scores, Tensor lse, Tensor mass)"
+        " float label_smoothing, str? rule=None, float[]? parameters=None, int num_joint=0)"
+        " -> (Tensor losses, Tensor scores, Tensor lse, Tensor mass, Tensor weights)"
     ),
     # logits[i] are those of loss[i]
     "modality_cross_entropy_backward": (
@@ -150,7 +152,10 @@ class Backend(Protocol):
         class_weights: Tensor | None,
         ignore_index: int,
         label_smoothing: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+        rule: str | None = None,
+        parameters: Sequence[float] | None = None,
+        num_joint: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
     def modality_cross_entropy_backward(
         self,

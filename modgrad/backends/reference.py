@@ -155,7 +155,10 @@ def modality_cross_entropy(
     class_weights: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rule: str | None = None,
+    parameters: Sequence[float] | None = None,
+    num_joint: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     losses, scores, lses, masses = [], [], [], []
     options = targets, class_weights, ignore_index, label_smoothing
     for x in map(Tensor.double, logits):
@@ -172,11 +175,17 @@ def modality_cross_entropy(
         lses.append(torch.where(kept, lse, 0.0))
         masses.append(torch.cat([q.sum(1), total[None]]))
     wide = any(x.dtype == torch.float64 for x in logits)
+    rounded = torch.stack(scores).float()
+    found = rounded.new_empty(0)
+    if rule is not None:
+        own, _ = weights(Rule(rule, tuple(parameters or ())), rounded[num_joint:])
+        found = torch.cat([rounded.new_ones(num_joint), own[:, 0]])
     return (
         torch.stack(losses).to(torch.float64 if wide else torch.float32),
-        torch.stack(scores).float(),
+        rounded,
         torch.stack(lses),
         masses[0],
+        found,
     )
 
 

@@ -3,12 +3,16 @@
 Shape letters: M modalities, K losses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol, TypeVar
+from functools import cache
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from modgrad import rules
+from modgrad.rules import Rule
 
 StateT = TypeVar("StateT", bound=tuple[Any, ...])
 
@@ -76,6 +80,58 @@ class Balancer(Protocol[StateT]):
 
 class NoState(NamedTuple):
     """The state of a balancer that remembers nothing."""
+
+
+class Ruled(Generic[StateT]):
+    """A balancer whose formula is a rule, in ``modgrad/rules.py``: kernels can evaluate it too."""
+
+    @property
+    def rule(self) -> Rule | None:
+        """None where these hyperparameters have no rule."""
+        raise NotImplementedError
+
+    def modulation(self, weights: Tensor) -> Modulation:
+        """What the rule's weights, float32 [M, K], amount to."""
+        assert self.rule is not None
+        return Modulation(weights[0] if rules.check(self.rule).weighs_losses else weights)
+
+    def update(self, statistics: Statistics, state: StateT) -> tuple[Modulation, StateT]:
+        """As ``Balancer.update``, by the definition of the rule."""
+        assert self.rule is not None
+        statistic = ruled_by(self.rule, statistics)
+        weights, new = rules.weights(self.rule, statistic, statistics.losses, tuple(state))
+        return self.modulation(weights), next_state(state, new)
+
+
+def rule_of(balancer: Balancer[Any]) -> Rule | None:
+    """The rule that says all that ``update`` does; None where there is none.
+
+    A subclass that overrides ``update`` alone has left its parent's rule behind.
+    """
+    kind: type = type(balancer)
+    return balancer.rule if isinstance(balancer, Ruled) and _rules_update(kind) else None
+
+
+@cache
+def _rules_update(kind: type) -> bool:
+    """Whether the rule stands in the class that has ``update``, or in one below."""
+    with_either = [c for c in kind.__mro__ if {"rule", "update"} & vars(c).keys()]
+    return "rule" in vars(with_either[0])
+
+
+def ruled_by(rule: Rule, statistics: Statistics) -> Tensor:
+    """The statistic that the rule reads: scores [M], or a gram [M, K, K]."""
+    kind = rules.check(rule)
+    found = statistics.scores if kind.reads == "scores" else statistics.gram
+    if kind.reads == "gram" and not kind.compares_losses and statistics.grad_sq_norms is not None:
+        found = statistics.grad_sq_norms[:, None, None]
+    assert found is not None
+    return found
+
+
+def next_state(state: StateT, new: Sequence[Tensor]) -> StateT:
+    """The state with a rule's new tensors, of which it has none or all."""
+    return type(state)(*new) if new else state
 
 
 def map_state(f: Callable[..., Tensor], state: StateT, *others: StateT) -> StateT:

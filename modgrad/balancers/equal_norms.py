@@ -5,13 +5,12 @@ from typing import ClassVar
 
 import torch
 
-from modgrad import rules
-from modgrad.balancers.base import Modulation, NoState, Statistics
+from modgrad.balancers.base import NoState, Ruled
 from modgrad.rules import Rule
 
 
 @dataclass(frozen=True)
-class EqualNorms:
+class EqualNorms(Ruled[NoState]):
     """Scale each modality's gradient towards the mean norm of this step.
 
         weight_m = (mean_n |g_n| / |g_m|)^power, clipped to [1/cap, cap]
@@ -43,8 +42,3 @@ class EqualNorms:
     @property
     def rule(self) -> Rule:
         return Rule("equal_norms", (self.power, self.cap))
-
-    def update(self, statistics: Statistics, state: NoState) -> tuple[Modulation, NoState]:
-        assert statistics.grad_sq_norms is not None
-        gram = statistics.grad_sq_norms[:, None, None]
-        return Modulation(rules.weights(self.rule, gram)[0]), state

@@ -7,8 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from modgrad import rules
-from modgrad.balancers.base import Modulation, Statistics
+from modgrad.balancers.base import Ruled
 from modgrad.balancers.gram import check_several
 from modgrad.rules import Rule
 
@@ -19,7 +18,7 @@ class GradNormState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GradNorm:
+class GradNorm(Ruled[GradNormState]):
     """Weights whose gradient norms follow the losses' relative inverse training rates.
 
     With G_k = w_k |grad L_k| over all modalities' parameters, and the ratio of each loss to its
@@ -63,10 +62,3 @@ class GradNorm:
     @property
     def rule(self) -> Rule:
         return Rule("gradnorm", (self.alpha, self.lr))
-
-    def update(
-        self, statistics: Statistics, state: GradNormState
-    ) -> tuple[Modulation, GradNormState]:
-        assert statistics.gram is not None
-        weights, new = rules.weights(self.rule, statistics.gram, statistics.losses, state)
-        return Modulation(weights[0]), GradNormState(*new)

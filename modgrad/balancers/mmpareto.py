@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from modgrad import rules
-from modgrad.balancers.base import Modulation, NoState, Statistics
+from modgrad.balancers.base import Modulation, NoState, Ruled, Statistics
 from modgrad.rules import Rule
 
 
 @dataclass(frozen=True)
-class MMPareto:
+class MMPareto(Ruled[NoState]):
     """Equal weights where joint and unimodal gradient agree, the min-norm point where they do not.
 
     Loss 0 is the joint one and loss m + 1 the unimodal one of modality m, in the order of the
@@ -60,10 +60,10 @@ class MMPareto:
         return None if self.per_tensor else Rule("mmpareto", (self.gamma,))
 
     def update(self, statistics: Statistics, state: NoState) -> tuple[Modulation, NoState]:
+        if self.rule is not None:
+            return super().update(statistics, state)
         assert statistics.gram is not None
         gram = statistics.gram
-        if self.rule is not None:
-            return Modulation(rules.weights(self.rule, gram)[0]), state
         assert statistics.tensor_gram is not None
         assert statistics.tensor_group is not None
         owner = statistics.tensor_group

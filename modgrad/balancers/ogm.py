@@ -7,13 +7,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from modgrad import rules
-from modgrad.balancers.base import Modulation, NoState, Statistics
+from modgrad.balancers.base import Modulation, NoState, Ruled
 from modgrad.rules import Rule
 
 
 @dataclass(frozen=True)
-class OGM:
+class OGM(Ruled[NoState]):
     """Slow down the modality that is ahead: weights from the discrepancy ratio of the scores.
 
     With score s_m, the mean probability of the true class from modality m alone:
@@ -64,11 +63,6 @@ class OGM:
     def rule(self) -> Rule:
         return Rule("ogm", (self.alpha, float(self.form == "continuous")))
 
-    def update(self, statistics: Statistics, state: NoState) -> tuple[Modulation, NoState]:
-        assert statistics.scores is not None
-        return self.modulation(rules.weights(self.rule, statistics.scores)[0]), state
-
     def modulation(self, weights: Tensor) -> Modulation:
-        """The rule's weights, and GE noise."""
         noise = torch.full_like(weights[:, 0], self.noise) if self.noise > 0 else None
         return Modulation(weights, noise)

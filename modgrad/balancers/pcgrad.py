@@ -5,14 +5,13 @@ from typing import ClassVar
 
 import torch
 
-from modgrad import rules
-from modgrad.balancers.base import Modulation, NoState, Statistics
+from modgrad.balancers.base import NoState, Ruled
 from modgrad.balancers.gram import check_several
 from modgrad.rules import Rule
 
 
 @dataclass(frozen=True)
-class PCGrad:
+class PCGrad(Ruled[NoState]):
     """Gradient surgery: the sum of the gradients, each without its parts against the others.
 
     In each modality, for each loss i, starting from p_i = g_i and for j != i in order:
@@ -37,7 +36,3 @@ class PCGrad:
     @property
     def rule(self) -> Rule:
         return Rule("pcgrad")
-
-    def update(self, statistics: Statistics, state: NoState) -> tuple[Modulation, NoState]:
-        assert statistics.gram is not None
-        return Modulation(rules.weights(self.rule, statistics.gram)[0]), state
