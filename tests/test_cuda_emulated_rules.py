@@ -4,7 +4,7 @@ import inputs
 import pytest
 import torch
 from fences import copies, fences_stand
-from test_cuda_emulated import EPS64, every_view, many, of_losses
+from test_cuda_emulated import EPS64, every_view, logits_of, many, of_losses
 from test_rules import RULED, compare, inputs_of
 
 from modgrad import rules
@@ -173,3 +173,38 @@ def test_bad_arguments_change_nothing(ops, variant):
         with pytest.raises(RuntimeError, match=match):
             balance(ops, grads, group, M, rule)
     assert all((g == 1).all() for g in grads)
+
+
+@pytest.mark.parametrize("num_joint", [0, 1, 3])
+@pytest.mark.parametrize(("B", "M"), [(1, 5), (300, 5), (7, 300)])
+def test_weights_of_scores(ops, B, M, num_joint):
+    logits, classes = logits_of(B, [3 + m % 4 for m in range(M)]), torch.arange(B) % 3
+    for given in [(classes, None, -100, 0.0), (classes, None, 0, 0.1)]:
+        for rule in (RULED["ogm"].rule, RULED["ogm continuous"].rule):
+            arguments = logits, *given, rule.name, rule.parameters, num_joint
+            found = ops.modality_cross_entropy(*arguments)
+            plain = ops.modality_cross_entropy(*arguments[:5])
+            torch.testing.assert_close(found[:4], plain[:4], rtol=0, atol=0, equal_nan=True)
+            weights = found[4]
+            assert weights.shape == (M,)
+            assert (weights[:num_joint] == 1).all()
+            compare(weights[num_joint:], rules.weights(rule, found[1][num_joint:])[0][:, 0])
+    assert fences_stand(logits)
+
+
+def test_no_weights_without_a_rule(ops):
+    found = ops.modality_cross_entropy(logits_of(3, [5, 6]), torch.arange(3), None, -100, 0.0)
+    assert found[4].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("rule", "num_joint", "match"),
+    [
+        ("ogm", 1, "`num_joint` is 1, allowed with 2 logits and a rule: 0 to 0"),
+        ("pcgrad", 0, "reads a gram"),
+    ],
+)
+def test_rules_that_scores_have_not(ops, rule, num_joint, match):
+    logits, targets = logits_of(3, [5, 6]), torch.arange(3)
+    with pytest.raises(RuntimeError, match=match):
+        ops.modality_cross_entropy(logits, targets, None, -100, 0.0, rule, [0.5, 0.0], num_joint)

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "../cross_entropy.h"
+#include "../rule_arguments.h"
 #include "arguments.h"
 #include "combine_.cuh"
 #include "group_gram.cuh"
@@ -92,6 +93,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(
   const Targets t = checked_targets(logits, dtype, targets, class_weights, ignore_index, smoothing);
   const std::vector<TensorRef> refs = references("logits", logits, one_group_each(logits.size()));
   const int64_t num_modalities = static_cast<int64_t>(logits.size());
+  const auto scores_rule = rule_of_scores(rule, parameters, num_modalities, num_joint);
   const int32_t device = logits[0].get_device_index();
   check_devices(targets, class_weights, device);
   const DeviceGuard guard(device);
@@ -104,7 +106,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(
       torch::stable::new_empty(logits[0], {rule.has_value() ? num_modalities : 0}, ScalarType::Float);
   STD_CUDA_CHECK(launch_modality_cross_entropy(
       refs, t, rows.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>(), mass.mutable_data_ptr<double>(),
-      losses.mutable_data_ptr(), scores.mutable_data_ptr<float>(), current_stream(device)));
+      losses.mutable_data_ptr(), scores.mutable_data_ptr<float>(), scores_rule,
+      weights.mutable_data_ptr<float>(), current_stream(device)));
   return {losses, scores, lse, mass, weights};
 }
 
