@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modgrad import balance, rules
 from modgrad.balancers.base import (
+    Ahead,
     Balancer,
     Modulation,
     Ruled,
@@ -18,7 +19,7 @@ from modgrad.balancers.base import (
     ruled_by,
 )
 from modgrad.memory import Memory
-from modgrad.records import Decision
+from modgrad.records import Decision, Pending
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,39 @@ class Decider:
         )
         measured = replace(known, gram=gram, grad_sq_norms=gram.sum((1, 2)))
         return self._decision(measured, balancer.modulation(weights), next_state(state, new))
+
+    @torch.no_grad()
+    def ahead(self, known: Statistics, late: frozenset[str]) -> Pending | None:
+        """A decision that does not wait for the statistics called ``late``; None where it has to.
+
+        With a rule of norms, the update that measures them fills in the weights.
+        """
+        balancer, state = self.balancer, self.memory.state
+        if balancer.needs.isdisjoint(late):
+            return Pending(self(known), late=late)
+        if isinstance(balancer, Ahead):
+            return Pending(self._decision(known, balancer.ahead(state), state), late=late)
+        rule = rule_of(balancer)
+        if rule is None or not isinstance(balancer, Ruled) or balancer.needs != {"grad_sq_norms"}:
+            return None
+        weights = torch.ones(self.num_modalities, 1, device=self.memory.step.device)
+        decision = self._decision(known, balancer.modulation(weights), state)
+        return Pending(decision, late=late, rule=rule)
+
+    @torch.no_grad()
+    def after(self, pending: Pending, sq_norms: Tensor) -> Pending:
+        """The decision with its late statistics, and the state that they make.
+
+        Args:
+            sq_norms: float64 [2, M], of gradients and of parameters.
+        """
+        found = dict(zip(("grad_sq_norms", "param_sq_norms"), sq_norms, strict=True))
+        late = {name: found[name] for name in pending.late}
+        decision = pending.decision
+        statistics, state = replace(decision.statistics, **late), decision.state
+        if isinstance(self.balancer, Ahead) and not self.balancer.needs.isdisjoint(late):
+            state = self(statistics).state
+        return pending._replace(decision=decision._replace(statistics=statistics, state=state))
 
     def _decision(self, statistics: Statistics, modulation: Modulation, state: Any) -> Decision:
         if modulation.noise is not None and self.takes_losses:

@@ -28,6 +28,7 @@ class FusedStep:
         self._parts: list[parts.Part] = []
         self._made_of: list[Any] = []
         self._kinds: tuple[Any, ...] = ()
+        self._ones: dict[torch.device, Tensor] = {}  # weights of gradients that have theirs
 
         def step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
             return self._step(closure)
@@ -67,15 +68,26 @@ class FusedStep:
                 f"a gradient has layout {layout}, allowed: torch.strided; with fused=False what"
                 " the optimizer takes, for shared parameters"
             )
-        pending = self._modulator.decide(grads)
+        pending = self._modulator.decide(grads, ahead=True)
         self._gather(held, grads)
-        for part in self._parts:
-            self._update(part, grads, pending)
+        if pending is not None and pending.rule is not None and len(self._parts) > 1:
+            pending = self._modulator.decide(grads)  # one update of several sees not all norms
+        sq_norms = self._buffers(pending)
+        for part, each in zip(self._parts, sq_norms, strict=True):
+            self._update(part, grads, pending, each)
         if any(part.is_first_step for part in self._parts):
             self._made_of = []  # momentum has started: gather again
         if pending is not None:
-            self._modulator.commit(pending)
+            self._modulator.commit(pending, _sum_of(sq_norms))
         return loss
+
+    def _buffers(self, pending: Pending | None) -> list[Tensor | None]:
+        """For each part where its update puts squared norms, if they are wanted; skipped, NaN."""
+        if pending is None or not pending.late:
+            return [None] * len(self._parts)
+        size = 2, len(pending.decision.weights)
+        nan = torch.full(size, torch.nan, dtype=torch.float64, device=self._parts[0].device)
+        return [nan.to(p.device, copy=True) for p in self._parts]
 
     def _gather(self, held: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Make the parts anew where what they are made of is not what it was."""
@@ -92,11 +104,17 @@ class FusedStep:
             self._kinds, self._made_of = kinds, [held, *optimizer.state.values()]
 
     def _update(
-        self, part: parts.Part, grads: Sequence[Tensor | None], pending: Pending | None
+        self,
+        part: parts.Part,
+        grads: Sequence[Tensor | None],
+        pending: Pending | None,
+        sq_norms: Tensor | None,
     ) -> None:
         device, noise, seed = part.device, None, None
         if pending is None or pending.applied:  # gradients are as they should be
-            weights, owner = torch.ones(1, device=device), [-1] * len(part.places)
+            if device not in self._ones:
+                self._ones[device] = torch.ones(1, device=device)
+            weights, owner = self._ones[device], [-1] * len(part.places)
         else:
             weights, owner = pending.decision.weights[:, 0].to(device), part.owner
             noise, seed = pending.decision.modulation.noise, pending.seed
@@ -112,10 +130,18 @@ class FusedStep:
             stream=None if noise is None else part.stream,
             grad_scale=_on(device, getattr(self._optimizer, "grad_scale", None)),
             found_inf=_on(device, getattr(self._optimizer, "found_inf", None)),
+            sq_norms=sq_norms,
+            rule=None if pending is None else pending.rule,
             backend=self._modulator.backend,
             **part.states(),
             **options,
         )
+
+
+def _sum_of(sq_norms: Sequence[Tensor | None]) -> Tensor | None:
+    """Those of all parts, on the first one's device."""
+    found = [x for x in sq_norms if x is not None]
+    return sum((x.to(found[0].device) for x in found[1:]), found[0]) if found else None
 
 
 def _on(device: torch.device, value: Tensor | None) -> Tensor | None:

@@ -21,7 +21,7 @@ from modgrad.balancers.base import (
     Statistics,
 )
 from modgrad.decider import Decider
-from modgrad.distributed import is_sharded, local, mean_over_ranks
+from modgrad.distributed import is_sharded, local, mean_of_means
 from modgrad.held import HeldParameters
 from modgrad.memory import Memory
 from modgrad.meter import Meter
@@ -171,9 +171,9 @@ class Modulator:
         self._follow(self._parameters.own.parameters[0].device)
         names = self.modalities.names
         batch = observed.measure(observation, self._observed_names, names, self.backend)
-        for name, (total, _) in batch.items():
-            if total.device != self._weights.device:
-                raise ValueError(f"{name} are on {total.device}, allowed: {self._weights.device}")
+        for name, (mean, _) in batch.items():
+            if mean.device != self._weights.device:
+                raise ValueError(f"{name} are on {mean.device}, allowed: {self._weights.device}")
         if self.at == "boundary":
             decision = self._decide(self._known(batch))
             if decision.modulation.noise is not None:
@@ -250,13 +250,15 @@ class Modulator:
         self.commit(pending)
 
     @torch.no_grad()
-    def decide(self, grads: Sequence[Tensor | None]) -> Pending | None:
+    def decide(self, grads: Sequence[Tensor | None], *, ahead: bool = False) -> Pending | None:
         """Measure, and ask the balancer; None where gradients are to be used as they are.
 
         Nothing changes until ``commit``. Raises what ``modulate`` does.
 
         Args:
             grads: those of ``held``.
+            ahead: where it can, decide before the norms are there, which a fused update measures on
+                its way; with ``Pending.rule``, one update of all gradients.
         """
         if not self.enabled or not self._parameters.has_gradient(grads):
             return None
@@ -272,7 +274,7 @@ class Modulator:
             )
         if self._decided is not None:
             return Pending(self._decided, applied=True)
-        return self._measured(grads)
+        return self._measured(grads, ahead)
 
     def _unprepared(self) -> bool:
         return self._takes_losses or (bool(self._observed_names) and self._observed is None)
@@ -284,32 +286,40 @@ class Modulator:
                 " call observe(...) between forward and step(), every step"
             )
 
-    def _measured(self, grads: Sequence[Tensor | None]) -> Pending:
+    def _measured(self, grads: Sequence[Tensor | None], ahead: bool) -> Pending:
         """A decision from the gradients of the one loss."""
         known, late = self._known(), self._meter.names - OBSERVED
-        if late:
+        pending = self._decide.ahead(known, late) if late and ahead else None
+        if late and pending is None:
             parameters, own, group = self._parameters.present(grads)
             if any(map(is_sharded, own)):
                 raise NotImplementedError(f"{sorted(late)} of sharded gradients (DTensor)")
             # set by GradScaler on fused optimizers
             scale = getattr(self._optimizer, "grad_scale", None)
             known = self._meter.of_gradients(known, parameters, own, group, scale)
-        decision, seed = self._decide(known), None
-        if decision.modulation.noise is not None:
-            if any(map(is_sharded, self._parameters.present(grads)[1])):
-                raise NotImplementedError("GE noise on sharded gradients (DTensor)")
-            seed = self._memory.seed_of_step()
-        return Pending(decision, seed)
+        if pending is None:
+            pending = Pending(self._decide(known))
+        if pending.decision.modulation.noise is None:
+            return pending
+        if any(map(is_sharded, self._parameters.present(grads)[1])):
+            raise NotImplementedError("GE noise on sharded gradients (DTensor)")
+        return pending._replace(seed=self._memory.seed_of_step())
 
     def _known(self, batch: Observed | None = None) -> Statistics:
         """What is known without gradients: of this batch, or of all since the last step."""
         known = (batch or self._observed or {}).items()
-        means = {name: mean_over_ranks(*total, self.process_group) for name, total in known}
+        means = {name: mean_of_means(*seen, self.process_group) for name, seen in known}
         return Statistics(self._memory.step, self._memory.epoch, **means)
 
     @torch.no_grad()
-    def commit(self, pending: Pending) -> None:
-        """Keep the new state, except where GradScaler found infinities and the step is skipped."""
+    def commit(self, pending: Pending, sq_norms: Tensor | None = None) -> None:
+        """Keep the new state, except where GradScaler found infinities and the step is skipped.
+
+        Args:
+            sq_norms: float64 [2, M], what updates measured on their way.
+        """
+        if sq_norms is not None:
+            pending = self._decide.after(pending, sq_norms)
         decision = pending.decision
         if not pending.applied:
             self._weights.copy_(decision.weights[:, 0])

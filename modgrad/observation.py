@@ -17,7 +17,7 @@ Head = nn.Linear | Mapping[str, nn.Linear] | nn.ModuleDict
 _LEAST_LOG_PROBABILITY = math.log(1e-8)
 
 Observed = dict[str, tuple[Tensor, int]]
-"""Of each statistic, its sum over samples, float32 [M], and the number of samples."""
+"""Of each statistic, its mean over samples, float32 [M], and the number of samples."""
 
 
 class Observation(TypedDict, total=False):
@@ -68,7 +68,12 @@ def measure(
 
 def add(a: Observed, b: Observed) -> Observed:
     """Two batches as one."""
-    return {name: (a[name][0] + b[name][0], a[name][1] + b[name][1]) for name in a}
+    out: Observed = {}
+    for name, (mean, count) in a.items():
+        other, number = b[name]
+        total = count + number
+        out[name] = mean * (count / total) + other * (number / total), total
+    return out
 
 
 def _targets(observation: Observation) -> Tensor:
@@ -90,7 +95,7 @@ def _scores(
         if scores.shape != (M,) or not scores.is_floating_point():
             found = f"{scores.dtype} {list(scores.shape)}"
             raise ValueError(f"`scores` is {found}, allowed: floating-point [{M}]")
-        return scores.detach().float(), 1
+        return scores.detach().float().clone(), 1  # the caller may refill it
     targets = _targets(observation)
     if "features" in given:
         head = observation.get("head")
@@ -107,7 +112,7 @@ def _scores(
         values = list(logits.unbind(0))
     else:
         raise ValueError(f"`logits` has shape {list(logits.shape)}, allowed: [{M}, B, C]")
-    return ops.modality_scores(values, targets, backend=backend) * len(targets), len(targets)
+    return ops.modality_scores(values, targets, backend=backend), len(targets)
 
 
 def _response_losses(observation: Observation, modalities: tuple[str, ...]) -> tuple[Tensor, int]:
@@ -121,4 +126,4 @@ def _response_losses(observation: Observation, modalities: tuple[str, ...]) -> t
     index = targets.long().expand(len(values), -1)[..., None]
     own = log_p.gather(2, index.clamp(0, log_p.shape[2] - 1)).clamp(min=_LEAST_LOG_PROBABILITY)
     inside = (index >= 0) & (index < log_p.shape[2])  # unchecked on a GPU: NaN, as for scores
-    return -torch.where(inside, own, math.nan).sum((1, 2)), len(targets)
+    return -torch.where(inside, own, math.nan).mean((1, 2)), len(targets)

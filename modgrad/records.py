@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 from typing_extensions import TypedDict
 
 from modgrad.balancers.base import Modulation, Statistics
+from modgrad.rules import Rule
 
 
 class Decision(NamedTuple):
@@ -26,11 +27,16 @@ class Pending(NamedTuple):
     decision: Decision
     seed: Tensor | None = None  # of the noise
     applied: bool = False  # in backward already
+    late: frozenset[str] = frozenset()  # statistics that the update measures
+    rule: Rule | None = None  # by which the update finds the weights, and fills the decision's
 
 
 @dataclass(frozen=True)
 class LastStep:
-    """What the last step measured and did: device tensors in the order of the modalities."""
+    """What the last step measured and did: device tensors in the order of the modalities.
+
+    Norms are NaN where a fused update was to measure them, and the step was skipped.
+    """
 
     modalities: tuple[str, ...]
     weights: Tensor  # float32 [M]; [M, K] with several losses

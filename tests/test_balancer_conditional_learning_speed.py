@@ -123,14 +123,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
-def test_bad_norms_add_nothing_and_leave_weights_at_one(bad):
+def test_bad_norms_add_nothing(bad):
     balancer = ConditionalLearningSpeed(FUSION, warm_up=1, window=2, remedy="freeze")
     assert branches(run(balancer, [bad] * 3)) == [-1] * 3
     (_, before), (first, after) = run(balancer, [EQUAL, bad])
     assert torch.equal(before.sums, after.sums)
     assert first == [1.0] * 4
     found = run(balancer, [EQUAL, LEANING, bad, LEANING, LEANING])
-    assert [weights for weights, _ in found][2:4] == [[1.0] * 4, [1.0, 1.0, 0.0, 0.0]]
+    assert [weights for weights, _ in found][2:4] == [[1.0, 1.0, 0.0, 0.0]] * 2
     assert branches(found) == [-1, 0, 0, -1, 0], "a window ends all the same"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 import torch
 
 from modgrad.__main__ import main
-from modgrad.bench import command, report, suite
+from modgrad.bench import baselines, command, models, other_methods, report, suite
+from modgrad.bench.arguments import Options
 from modgrad.bench.case import AGAIN, Case
 from modgrad.bench.cost import cost
 from modgrad.bench.report import BLOCKS, filled
@@ -24,7 +24,8 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
-PAGES = [SOURCE / "benchmarks" / "README.md", SOURCE / "README.md"]
+KEPT = SOURCE / "benchmarks" / "results" / "cpu-2-cores"
+PAGES = [SOURCE / "benchmarks" / "README.md", SOURCE / "README.md", SOURCE / "docs" / "kernels.md"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,14 +141,47 @@ def test_every_op_has_a_case():
     assert [op for op in missing if op not in labels] == []
 
 
-def test_a_full_run_takes_less_than_15_minutes():
-    assert sum(entry.estimate for entry in entries("cpu", curves=True)) < 15 * 60
+def test_a_full_run_leaves_time_for_the_build():
+    """Of 15 minutes for `make bench` in a fresh clone."""
+    assert sum(entry.estimate for entry in entries("cpu", curves=True)) < 11 * 60
 
 
 @pytest.mark.parametrize("label", ["training step, 3 transformers", "optimizer step, 1000 small"])
 def test_large_cases_pass_their_gates(label):
     (entry,) = [entry for entry in entries("cpu", quick=True) if entry.label == label]
     entry.build().check()
+
+
+def _audio_visual():
+    setting = models.audio_visual("cpu", 4, 64)
+    steps = Case("training step", {}, lambda: None, setting.config, "training step")
+    return other_methods.with_other_methods(steps, setting)
+
+
+def test_agm_and_learning_speeds_agree_with_their_loops():
+    case = _audio_visual()
+    case.check()
+    assert sum("loop" in name for name in case.providers) == 2
+
+
+@pytest.mark.parametrize("name", ["PapersAGM", "PapersSpeeds"])
+def test_a_wrong_loop_is_caught_by_the_gate(name, monkeypatch):
+    if name == "PapersSpeeds":
+        right = baselines.PapersSpeeds.__call__
+
+        def wrong(self):
+            right(self)
+            self.speeds[0] += 0.1
+
+        monkeypatch.setattr(baselines.PapersSpeeds, "__call__", wrong)
+    else:
+        monkeypatch.setattr(baselines.PapersAGM, "__init__", _twice_as_strong)
+    with pytest.raises(AssertionError, match=r"differs from its like|learning speeds"):
+        _audio_visual().check()
+
+
+def _twice_as_strong(self, alpha):
+    self.alpha, self.steps, self.means = 2 * alpha, 0, [0.0, 0.0]
 
 
 def test_a_run_writes_lines_a_table_and_a_figure(tmp_path, capsys):
@@ -225,12 +259,25 @@ def test_the_pages_hold_what_the_lines_of_json_say(page):
     assert filled(page) == page.read_text(), "run: python -m modgrad bench --report " + str(page)
 
 
+def test_a_block_of_one_op_has_its_lines_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- bench ops {KEPT} modulate_ -->\n<!-- end of bench -->\n")
+    text = filled(page)
+    assert "| modulate_ | 1000 small | foreach |" in text
+    assert "group_sq_norms" not in text
+
+
+def test_the_command_names_no_folder(tmp_path):
+    options = Options(device="cpu", scaling=True, only="a b", output=tmp_path)
+    assert options.command() == "modgrad bench --device cpu --scaling --only 'a b'"
+
+
 def test_the_lab_report_has_every_block():
     assert set(report.names(PAGES[0])) | set(report.names(PAGES[1])) == set(BLOCKS)
 
 
 def test_a_changed_number_is_seen_and_put_right(tmp_path, capsys):
-    (path,) = sorted((SOURCE / "benchmarks/results/cpu-2-cores").glob("*.jsonl"))[-1:]
+    (path,) = sorted(KEPT.glob("[0-9]*.jsonl"))[-1:]
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "1.jsonl").write_text(path.read_text())
     page = tmp_path / "page.md"
@@ -247,7 +294,12 @@ def test_a_changed_number_is_seen_and_put_right(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("marker", "message"), [("nothing results", "no block"), ("ops nowhere", "no .jsonl")]
+    ("marker", "message"),
+    [
+        ("nothing results", "no block"),
+        ("ops nowhere", "no .jsonl"),
+        (f"ops {KEPT} no such op", "no line of the op 'no such op'"),
+    ],
 )
 def test_markers_that_name_nothing(marker, message, tmp_path, capsys):
     page = tmp_path / "page.md"
@@ -256,15 +308,8 @@ def test_markers_that_name_nothing(marker, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_prose_holds_no_measured_number():
-    """Outside of the blocks there is no time, ratio or per cent that could grow old."""
-    text = PAGES[0].read_text()
-    prose = re.sub(r"<!-- bench .*?<!-- end of bench -->", "", text, flags=re.S)
-    assert re.findall(r"\d+(?:\.\d+)? ?(?:ms|us|%|x|times)\b(?! to)", prose) == []
-
-
 def test_committed_lines_are_whole():
-    for path in (SOURCE / "benchmarks" / "results").rglob("*.jsonl"):
+    for path in (SOURCE / "benchmarks" / "results").glob("*/[0-9]*.jsonl"):
         rows = read(path)
         assert {"op", "training step", "balancer", "optimizer step"} <= {r["kind"] for r in rows}
         for case in cases([row for row in rows if "missing" not in row]):

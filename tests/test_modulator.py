@@ -381,6 +381,10 @@ def test_grad_scale_and_found_inf_of_a_fused_optimizer(fused):
     inner.grad_scale, inner.found_inf = torch.tensor(1024.0), torch.tensor(1.0)
     before = model.head.weight.detach().clone()
     optimizer.step()
-    torch.testing.assert_close(optimizer.modulator.last.grad_sq_norms[0], norm)
+    found = optimizer.modulator.last.grad_sq_norms[0]
+    if optimizer.fused:  # the update that would measure them was skipped
+        assert found.isnan()
+    else:
+        torch.testing.assert_close(found, norm)
     assert optimizer.modulator.state_dict()["step"] == 0  # the step was skipped
     assert torch.equal(before, model.head.weight)

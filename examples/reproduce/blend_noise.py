@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import torch
 import torch.nn.functional as F
-from report import FILLS, LEGEND, Report
+from report import Report
 from torch import nn
 
 import modgrad
+from modgrad.figures import FILLS, LEGEND
 
 HEADS = ("joint", "a", "b")
 EPOCHS = 40

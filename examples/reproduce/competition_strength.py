@@ -8,12 +8,13 @@ import sys
 
 import numpy as np
 import torch
-from report import FILLS, LEGEND, Report
+from report import Report
 
 from modgrad import diagnostics
 from modgrad.demo.data import Split, load
 from modgrad.demo.methods import ALONE, METHODS
 from modgrad.demo.network import MODALITIES
+from modgrad.figures import FILLS, LEGEND
 
 JOINT = {"plain": "plain", "unimodal": "with unimodal losses", "agm": "AGM"}
 LR, BATCH, IMAGE_NOISE = 0.02, 64, 0.3
@@ -33,7 +34,7 @@ def trained(name, seed, train, epochs):
     network, optimizer = method.build(LR, torch.device("cpu"), None, seed)
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
-        method.begin_epoch(network, optimizer, train, epoch, epochs)
+        method.begin_epoch(network, optimizer, train, epoch, epochs, BATCH)
         network.train()
         for inputs, targets in train.batches(BATCH, generator):
             method.step(network, optimizer, inputs, targets)

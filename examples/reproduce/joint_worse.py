@@ -9,9 +9,10 @@ import sys
 from statistics import mean
 
 import numpy as np
-from report import FILLS, Report
+from report import Report
 
 from modgrad.balancers import OGM, FixedWeights
+from modgrad.figures import FILLS
 from modgrad.theory import LateFusion, SparseCoding, alignment, error, predict_winners
 
 NETWORK = LateFusion(neurons=5, power=3, threshold=0.5)

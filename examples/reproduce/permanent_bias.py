@@ -9,8 +9,9 @@ import sys
 
 import numpy as np
 from equal_norms import EqualNorms
-from report import LEGEND, STYLES, Report
+from report import Report
 
+from modgrad.figures import LEGEND, LINES
 from modgrad.theory import DeepLinear, SecondOrder, predict_unimodal_phase
 
 D = 50
@@ -75,7 +76,7 @@ def interpolation(report, axes, seeds):
     value = population_error(runs["equal norms"].totals)[-1].mean()
     good = bool(value < errors["late fusion"][-1].mean())
     report.row("30 samples, equal norms: error", "below late", f"{value:.3f}", good)
-    for (kind, run), style in zip(runs.items(), STYLES, strict=False):
+    for (kind, run), style in zip(runs.items(), LINES, strict=False):
         line = {"color": style["color"], "linestyle": style["linestyle"]}
         for modality, width in (("A", 1.0), ("B", 2.2)):
             curve = run.norms(modality)[:400].mean(1)
@@ -89,7 +90,7 @@ def main(argv=None):
     report = Report("permanent_bias", __doc__, argv)
     seeds = 2 if report.quick else 5
     figure, axes = report.axes(2)
-    styles = iter(STYLES)
+    styles = iter(LINES)
     for samples in report.track((30, 70, 700), "training"):
         if samples == 30:
             interpolation(report, axes[0], seeds)

@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import relu_network
 from equal_norms import EqualNorms
-from report import LEGEND, STYLES, Report
+from report import Report
 
 from modgrad.balancers import FixedWeights
+from modgrad.figures import LEGEND, LINES
 from modgrad.theory import DeepLinear, SecondOrder, predict_unimodal_phase
 
 DEVIATIONS = (3.0, 2.0, 1.5)
@@ -38,7 +39,7 @@ def by_correlation(report, axes):
     correlations = np.linspace(-0.9, 0.9, 3 if report.quick else 9)
     network, init, lr = DeepLinear(2, 2, width=100), 1e-16, 0.02
     for deviation, style in zip(
-        report.track(DEVIATIONS, "against correlation"), STYLES, strict=False
+        report.track(DEVIATIONS, "against correlation"), LINES, strict=False
     ):
         problems = [SecondOrder.toy(deviation, rho) for rho in correlations]
         options = {"init": init, "lr": lr, "steps": 50_000, "initialise": "random"}
@@ -87,7 +88,7 @@ def with_relus(report, axes, deviation, correlations):
 def by_fusion_layer(report, axes):
     layers = range(1, DEPTH + 1)
     problems = [SecondOrder.toy(2, rho) for rho in (0, 0.5, -0.5)]
-    for init, style in zip((0.1,) if report.quick else (0.1, 0.03), STYLES, strict=False):
+    for init, style in zip((0.1,) if report.quick else (0.1, 0.03), LINES, strict=False):
         steps = 9000 if init == 0.1 else 45_000
         obtained = np.array(
             [

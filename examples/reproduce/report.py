@@ -1,32 +1,26 @@
 """What the reproductions share: arguments, a progress bar, a table, a figure, a verdict."""
 
 import argparse
+import json
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-# Okabe and Ito's colours, told apart by colour-blind people; dashes and markers serve print.
-STYLES = (
-    {"color": "black", "linestyle": "-", "marker": "o"},
-    {"color": "#0072B2", "linestyle": "--", "marker": "s"},
-    {"color": "#D55E00", "linestyle": "-.", "marker": "^"},
-    {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
-)
-FILLS = (("#56B4E9", ""), ("#E69F00", "///"), ("#009E73", "..."), ("white", "xx"))
-LEGEND = {"frameon": False, "fontsize": 9}
+from modgrad import figures
+from modgrad.bench.machine import commit
 
 
 class Report:
-    """A title, rows of expected beside obtained values, and a figure with the script's name."""
+    """A title, rows of expected beside obtained values, a figure; files have the script's name."""
 
     def __init__(self, script: str, description: str, argv: Sequence[str] | None) -> None:
         parser = argparse.ArgumentParser(description=description)
@@ -43,6 +37,10 @@ class Report:
         for name in ("expected", "obtained", ""):
             self._table.add_column(name, justify="right", no_wrap=True)
         self._failed = 0
+        command = f"python examples/reproduce/{script}.py" + " --quick" * self.quick
+        self._about = {"torch": torch.__version__, "commit": commit(), "command": command}
+        self._about |= {"date": date.today().isoformat()}
+        self._lines: list[str] = []
 
     def track(self, items: Sequence, what: str) -> Iterable:
         return track(items, what, console=self.console, transient=True)
@@ -52,18 +50,21 @@ class Report:
         self._failed += good is False
         verdict = {None: "", True: "ok", False: "NO"}[good]
         self._table.add_row(what, expected, obtained, verdict)
+        line = {"what": what, "expected": expected, "obtained": obtained, **self._about}
+        self._lines.append(json.dumps(line, ensure_ascii=False) + "\n")
 
     def axes(self, number: int) -> tuple[Figure, list[Axes]]:
-        figure = Figure(figsize=(5.5 * number, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = figures.new(5.5 * number, 4.2)
         axes = figure.subplots(1, number, squeeze=False)[0].tolist()
         for one in axes:
-            one.spines[["top", "right"]].set_visible(False)
+            figures.without_frame(one)
         return figure, axes
 
     def finish(self, figure: Figure) -> int:
-        """Print, save; the exit code."""
+        """Print, save the figure and a line of JSON a row; the exit code."""
         self.output.mkdir(parents=True, exist_ok=True)
+        lines = self.output / f"{self._script}.jsonl"
+        lines.write_text("".join(self._lines), encoding="utf-8")
         path = self.output / f"{self._script}.png"
         figure.set_dpi(110)
         figure.canvas.draw()

@@ -7,8 +7,9 @@ of Multi-modal Network Fail in Deep Learning? (Provably), ICML 2022.
 import sys
 
 import numpy as np
-from report import FILLS, LEGEND, Report
+from report import Report
 
+from modgrad.figures import FILLS, LEGEND
 from modgrad.theory import LateFusion, SparseCoding, alignment, predict_winners
 
 NETWORK = LateFusion(neurons=5, power=3, threshold=0.5)

@@ -103,6 +103,17 @@ class Ruled(Generic[StateT]):
         return self.modulation(weights), next_state(state, new)
 
 
+class Ahead(Generic[StateT]):
+    """A balancer whose weights are in its state: the statistics only make the next one.
+
+    They may come later than the weights then, from the update that reads the gradients anyway.
+    """
+
+    def ahead(self, state: StateT) -> Modulation:
+        """The modulation that ``update`` gives with this state, whatever the statistics."""
+        raise NotImplementedError
+
+
 def rule_of(balancer: Balancer[Any]) -> Rule | None:
     """The rule that says all that ``update`` does; None where there is none.
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from modgrad.balancers.base import Modulation, Statistics
+from modgrad.balancers.base import Ahead, Modulation, Statistics
 
 # SplitMix64 (Steele, Lea and Flood 2014): shifts with masks, since >> keeps the sign in int64
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -65,7 +65,7 @@ class ConditionalLearningSpeedState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ConditionalLearningSpeed(_Rebalancing):
+class ConditionalLearningSpeed(_Rebalancing, Ahead[ConditionalLearningSpeedState]):
     """Re-balance the branch that learns faster from the other modality than from its own.
 
     Branch i has parameters theta_i of its own, and theta_i' in the fusion layers that feed it:
@@ -78,8 +78,8 @@ class ConditionalLearningSpeed(_Rebalancing):
     exceeds the smallest by more than ``tolerance``, the next ``window`` steps re-balance branch i.
     They leave the sums alone, and a regular step follows. ``state.branch`` is the branch that the
     coming forward has to re-balance, an index into ``fusion``, -1 in regular steps: what ``MMTM``
-    takes. A step where a norm is not finite, or parameters are 0 or have no gradient, adds nothing
-    and has weights 1; while a sum is 0 nothing is re-balanced.
+    takes. A step where a norm is not finite, or parameters are 0 or have no gradient, adds nothing;
+    while a sum is 0 nothing is re-balanced.
 
     Args:
         fusion: for each branch the name of its fusion group; both among the modalities, at least 2.
@@ -147,9 +147,11 @@ class ConditionalLearningSpeed(_Rebalancing):
         due = regular & (statistics.step >= self.warm_up) & apart
         left = torch.where(due, self.window, (state.left - 1).clamp(min=0))
         branch = torch.where(due, s.argmax(), torch.where(left > 0, state.branch, -1))
-        weights = torch.where(usable, self._weights(state.branch, state.groups), 1.0)
         new = ConditionalLearningSpeedState(branch, left, sums, state.groups)
-        return Modulation(weights[:, None]), new
+        return self.ahead(state), new
+
+    def ahead(self, state: ConditionalLearningSpeedState) -> Modulation:
+        return Modulation(self._weights(state.branch, state.groups)[:, None])
 
 
 class RandomRebalancingState(NamedTuple):

@@ -1,6 +1,7 @@
 """The options of ``modgrad bench`` on the command line."""
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,12 @@ class Options:
     only: str = ""
     output: Path = Path("bench_results")
     report: tuple[Path, ...] = ()
+
+    def command(self) -> str:
+        """What to type for the same measurements, without the machine's folders."""
+        words = ["modgrad", "bench", "--device", self.device]
+        words += [f"--{name}" for name in ("quick", "scaling") if getattr(self, name)]
+        return shlex.join([*words, "--only", self.only] if self.only else words)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

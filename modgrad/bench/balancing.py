@@ -22,11 +22,12 @@ def _sgd(setting: Setting) -> torch.optim.SGD:
     return torch.optim.SGD(setting.model.parameters(), lr=1e-4, momentum=0.9)
 
 
-def _modalities(setting: Setting) -> modgrad.Modalities:
+def two_modalities(setting: Setting) -> modgrad.Modalities:
+    """The two encoders."""
     return modgrad.Modalities(setting.model, audio="encoders.audio", visual="encoders.visual")
 
 
-def _branches(setting: Setting) -> modgrad.Modalities:
+def branches(setting: Setting) -> modgrad.Modalities:
     """The last block of each ResNet stands for the fusion layers of conditional learning speed."""
     groups = {}
     for name, last in FUSION.items():
@@ -65,7 +66,7 @@ def one_loss(setting: Setting) -> Case:
     def step(balancer: Any, modalities: modgrad.Modalities) -> Callable[[], None]:
         return partial(observed, modgrad.ModulatedOptimizer(_sgd(setting), modalities, balancer))
 
-    two, four = _modalities(setting), _branches(setting)
+    two, four = two_modalities(setting), branches(setting)
     agm = modgrad.ModulatedOptimizer(_sgd(setting), two, modgrad.AGM(), at="boundary")
     providers: dict[str, Callable[[], Any]] = {
         "plain": plainly,
@@ -125,7 +126,7 @@ def three_losses(setting: Setting) -> Case:
         "MMPareto": modgrad.MMPareto(),
         "MMPareto, per tensor": modgrad.MMPareto(per_tensor=True),
     }
-    modalities = _modalities(setting)
+    modalities = two_modalities(setting)
     for name, balancer in methods.items():
         optimizer = modgrad.ModulatedOptimizer(_sgd(setting), modalities, balancer, losses=LOSSES)
         providers[name] = partial(balanced, optimizer, "scores" in balancer.needs)

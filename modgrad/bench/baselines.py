@@ -1,6 +1,7 @@
 """What modgrad is compared with: the papers' loops, and the best that stock PyTorch offers."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -130,3 +131,62 @@ def foreach_ogm(
 ) -> None:
     """OGM without a host read: vectorised scores, one ``_foreach_mul_`` per modality."""
     foreach_modulate_(gradients, ogm_weights(stacked_scores(logits, targets), alpha))
+
+
+class PapersAGM:
+    """AGM of two modalities: a loop over samples, arithmetic on the host, hooks that scale."""
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+        self.steps, self.means = 0, [0.0, 0.0]
+
+    def __call__(self, responses: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """The responses' sum, whose gradient reaches each of them times its coefficient."""
+        losses = []
+        for x in responses:
+            p = F.softmax(x.detach(), dim=1)
+            logs = [torch.log(p[i][targets[i]].clamp(min=1e-8)) for i in range(len(p))]
+            losses.append(-sum(logs).item() / len(p))  # type: ignore[union-attr]
+        scaled = []
+        for m, x in enumerate(responses):
+            ahead = math.exp(losses[1 - m] - losses[m])
+            before = math.exp(self.means[1 - m] - self.means[m])
+            coefficient = math.exp(self.alpha * min(before - ahead, 10))
+            scaled.append(x.view_as(x))
+            scaled[m].register_hook(lambda grad, c=coefficient: grad * c)
+        self.steps += 1
+        self.means = [a + (b - a) / self.steps for a, b in zip(self.means, losses, strict=True)]
+        return scaled[0] + scaled[1]
+
+
+def padded_responses(
+    model: nn.Module, forward: Callable[[set[str]], Tensor], names: Sequence[str]
+) -> list[Tensor]:
+    """AGM's responses of two modalities, by one forward pass in train mode and three in eval mode.
+
+    The last of them, of zeros alone, is made by the released code and not used.
+    """
+    both = forward(set(names))
+    model.eval()
+    first, second, _ = forward({names[0]}), forward({names[1]}), forward(set())
+    model.train()
+    return [0.5 * (both - second + first), 0.5 * (both - first + second)]
+
+
+class PapersSpeeds:
+    """Conditional learning speeds: two norms and two host reads for every parameter."""
+
+    def __init__(self, groups: Mapping[str, Sequence[Tensor]], fusion: Mapping[str, str]) -> None:
+        self.groups, self.fusion = groups, fusion
+        self.sums = dict.fromkeys(groups, 0.0)
+        self.speeds: list[float] = []
+
+    def __call__(self) -> None:
+        for name, parameters in self.groups.items():
+            of_grads = of_weights = 0.0
+            for p in parameters:
+                if p.grad is not None:
+                    of_grads += p.grad.norm().item() ** 2
+                    of_weights += p.norm().item() ** 2
+            self.sums[name] += of_grads / of_weights
+        self.speeds = [math.log10(self.sums[f] / self.sums[b]) for b, f in self.fusion.items()]

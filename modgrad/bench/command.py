@@ -1,6 +1,5 @@
 """From the options to the gate, the times, the tables, the figure and the lines of JSON."""
 
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,10 +15,13 @@ from modgrad.bench.results import Row
 from modgrad.bench.suite import Entry, entries
 from modgrad.bench.table import tables
 
+WIDTH = 160  # columns of a table that is not printed on a screen
+
 
 def run(options: Options) -> int:
     """Check and measure case by case; 1 where a check fails, 2 where nothing can run."""
-    device, console = options.device, Console()
+    # a file has no width
+    device, console = options.device, Console(width=None if sys.stdout.isatty() else WIDTH)
     if device == "cuda" and not torch.cuda.is_available():
         print("modgrad bench: torch can use no CUDA device, allowed: --device cpu", file=sys.stderr)
         return 2
@@ -56,7 +58,7 @@ def run(options: Options) -> int:
 
 def _measure(chosen: Sequence[Entry], options: Options, console: Console) -> list[Row]:
     torch.manual_seed(0)
-    about = machine.about(options.device, shlex.join(["modgrad", *sys.argv[1:]]))
+    about = machine.about(options.device, options.command())
     flush = machine.flush(options.device)
     columns = BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     rows: list[Row] = []
@@ -86,7 +88,7 @@ def _measure(chosen: Sequence[Entry], options: Options, console: Console) -> lis
 def _save(rows: Sequence[Row], folder: Path) -> list[Path]:
     table, figure, lines = (folder / f"bench.{suffix}" for suffix in ("txt", "png", "jsonl"))
     with table.open("w", encoding="utf-8") as file:
-        console = Console(file=file, width=160)
+        console = Console(file=file, width=WIDTH)
         for each in tables(rows):
             console.print(each)
     plot.save(rows, figure)

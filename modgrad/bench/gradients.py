@@ -9,7 +9,7 @@ from torch import Tensor
 
 import modgrad
 from modgrad.balancers import AlignedMTL, Statistics
-from modgrad.bench import baselines, torchjd
+from modgrad.bench import baselines, lightning, torchjd
 from modgrad.bench.case import COMPILED, Case, kernels
 from modgrad.bench.models import tensors
 
@@ -41,6 +41,10 @@ def group_sq_norms(
     if compiled:
         foreach = torch.compile(baselines.foreach_group_sq_norms)
         providers[f"foreach{COMPILED}"] = partial(foreach, values, index, 2)
+    missing = {"Lightning's grad_norm": reason} if (reason := lightning.why_not()) else {}
+    if not missing:
+        lists = baselines.by_group(values, group, 2)
+        providers["Lightning's grad_norm"] = lightning.grad_sq_norms(lists)
     for name in kernels(device):
         run = partial(modgrad.group_sq_norms, values, group, 2, backend=name)
         providers[f"modgrad, {name}"] = run
@@ -55,7 +59,8 @@ def group_sq_norms(
             torch.testing.assert_close(provider().double().cpu(), expected, rtol=tolerance, atol=0)
 
     config = _config(shapes, dtype)
-    return Case("group_sq_norms", providers, check, config, bytes=_bytes(values), cold=True)
+    size = _bytes(values)
+    return Case("group_sq_norms", providers, check, config, bytes=size, cold=True, missing=missing)
 
 
 def modulate_(

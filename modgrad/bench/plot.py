@@ -5,22 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from modgrad import figures
 from modgrad.bench.case import AGAIN
 from modgrad.bench.results import Row, cases, where
 from modgrad.bench.table import slopes
 from modgrad.bench.training_step import PARTS
 
-# Okabe and Ito's colours, told apart by colour-blind people; markers and dashes serve print.
-STYLES = (
-    {"color": "black", "linestyle": "-", "marker": "o"},
-    {"color": "#0072B2", "linestyle": "--", "marker": "s"},
-    {"color": "#D55E00", "linestyle": "-.", "marker": "^"},
-    {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
-)
-LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8}
 MARKERS = {"papers' loop": "x", "modgrad, native": "o", "modgrad, triton": "D"}
 NOISE = "|"
 DRAWN = "op", "optimizer step"
@@ -45,8 +35,7 @@ def save(rows: Sequence[Row], path: Path) -> None:
     heights = [0.8 + 0.24 * size for _, size in wide]
     small = [panel for panel in panels if panel not in wide]
     below = (len(small) + 1) // 2
-    figure = Figure(figsize=(9, sum(heights) + 3.0 * below), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.new(9, sum(heights) + 3.0 * below)
     grid = figure.add_gridspec(len(wide) + below, 2, height_ratios=[*heights, *([3.0] * below)])
     for i, (draw, _) in enumerate(wide):
         draw(figure.add_subplot(grid[i, :]))
@@ -83,8 +72,8 @@ def _ops(axes: Any, ops: Sequence[list[Row]]) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set(xscale="log", xlabel="time, as a multiple of the baseline (left is faster)")
     axes.grid(axis="y", linewidth=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=4, **LEGEND)
+    figures.without_frame(axes)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=4, **figures.LEGEND)
 
 
 def _steps(axes: Any, steps: Sequence[list[Row]]) -> None:
@@ -106,7 +95,7 @@ def _steps(axes: Any, steps: Sequence[list[Row]]) -> None:
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("% more than the plain step of the same losses (hatched: plain again, noise)")
-    axes.spines[["top", "right"]].set_visible(False)
+    figures.without_frame(axes)
 
 
 def _curves(
@@ -117,8 +106,12 @@ def _curves(
         values = [p["value"] for p in points]
         label = f"{op}, {provider}: slope {steepness:.2f}"
         axes.plot(
-            values, [p["median_ms"] for p in points], label=label, markersize=4, **STYLES[i % 4]
+            values,
+            [p["median_ms"] for p in points],
+            label=label,
+            markersize=4,
+            **figures.LINES[i % 4],
         )
     axes.set(xscale="log", yscale="log", xlabel=chosen, ylabel="ms")
-    axes.spines[["top", "right"]].set_visible(False)
+    figures.without_frame(axes)
     axes.legend(frameon=False, fontsize=6)

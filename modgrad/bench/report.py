@@ -1,10 +1,11 @@
 """Numbers in Markdown pages: what stands between two markers is made from lines of JSON.
 
-    <!-- bench ops results/cpu-2-cores -->
+    <!-- bench ops results/cpu-2-cores group_sq_norms -->
     ...
     <!-- end of bench -->
 
-The folder is relative to the page; its newest file (by name) counts.
+The folder is relative to the page; its newest file (by name) counts. With the name of an op only
+that op's lines do.
 """
 
 import re
@@ -16,14 +17,16 @@ from modgrad.bench.results import Row, cases, read, where
 from modgrad.bench.table import number, slopes
 from modgrad.bench.training_step import PARTS
 
-_BLOCK = re.compile(r"(<!-- bench (\S+) (\S+) -->\n)(.*?)(<!-- end of bench -->)", re.S)
+_BLOCK = re.compile(
+    r"(<!-- bench (\S+) (\S+)(?: ([^\n]+))? -->\n)(.*?)(<!-- end of bench -->)", re.S
+)
 
 
 def filled(page: Path) -> str:
     """The page's text with every block made anew.
 
     Raises:
-        ValueError: a marker names no block, or a folder without lines of JSON.
+        ValueError: a marker names no block, a folder without lines of JSON, or an op without lines.
     """
 
     def block(match: re.Match[str]) -> str:
@@ -31,10 +34,13 @@ def filled(page: Path) -> str:
         if name not in BLOCKS:
             allowed = ", ".join(BLOCKS)
             raise ValueError(f"{page}: no block {name!r}, allowed: {allowed}")
-        files = sorted(folder.glob("*.jsonl"))
+        files = sorted(folder.glob("[0-9]*.jsonl"))
         if not files:
             raise ValueError(f"{page}: no .jsonl file in {folder}")
-        return f"{match[1]}{BLOCKS[name](read(files[-1]))}\n{match[5]}"
+        rows = [row for row in read(files[-1]) if match[4] in (None, row["op"])]
+        if not rows:
+            raise ValueError(f"{page}: no line of the op {match[4]!r} in {files[-1]}")
+        return f"{match[1]}{BLOCKS[name](rows)}\n{match[6]}"
 
     return _BLOCK.sub(block, page.read_text(encoding="utf-8"))
 
@@ -173,20 +179,34 @@ def _scaling(rows: Sequence[Row]) -> str:
     return _markdown(header, lines)
 
 
+# What balancing adds by method: without a host read by stock PyTorch, and at modgrad's two places.
+METHODS = {
+    "OGM": ("papers' loop", "foreach", "modgrad, parameters", "modgrad, boundary"),
+    "AGM, late fusion": ("papers' loop, AGM", None, None, "modgrad, AGM"),
+    "conditional learning speed": (
+        *("papers' loop, learning speed", None, "modgrad, learning speed", None),
+    ),
+}
+
+
 def _summary(rows: Sequence[Row]) -> str:
-    """What balancing adds to a training step: a row a network."""
-    shown = ("plain again", "papers' loop", "foreach", "modgrad, parameters", "modgrad, boundary")
+    """What balancing adds to a training step: a row a network and method."""
     lines = []
     for case in _measured(rows, "training step"):
-        by_name = {row["provider"]: row for row in case}
-        added = [f"{100 * (by_name[name]['ratio'] - 1):+.1f} %" for name in shown]
-        reads = [_reads(by_name[name]) for name in ("papers' loop", "modgrad, parameters")]
-        plain = number(by_name["plain"]["median_ms"])
-        lines.append((str(case[0]["model"]), plain, *added, " / ".join(reads)))
-    header = ("network", ">plain, ms", ">plain again", ">papers' loop", ">`_foreach`")
-    own = (">modgrad", ">modgrad, boundary", ">host reads, loop / modgrad")
+        of = {row["provider"]: row for row in case}
+        for method, providers in METHODS.items():
+            if providers[0] not in of:
+                continue
+            shown = ("plain again", *providers)
+            added = [f"{100 * (of[name]['ratio'] - 1):+.1f} %" if name else "" for name in shown]
+            ours = providers[2] or providers[3]
+            reads = f"{_reads(of[providers[0]])} / {_reads(of[ours or ''])}"
+            model, batch = str(case[0]["model"]), str(case[0]["batch"])
+            lines.append((model, method, batch, number(case[0]["median_ms"]), *added, reads))
+    header = ("network", "method", ">batch", ">plain, ms", ">plain again", ">papers' loop")
+    own = (">`_foreach`", ">modgrad", ">modgrad, boundary", ">host reads, loop / modgrad")
     note = (
-        f"\n\nOn {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['date']}; OGM, medians of"
+        f"\n\nOn {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['date']}; medians of"
         " pairwise ratios to a plain step."
     )
     return _markdown((*header, *own), lines) + note

@@ -24,7 +24,7 @@ def points(device: str, quick: bool = False) -> Iterator[Point]:
     """Axis, value and the case, which holds the baseline and the backend that runs by default."""
 
     def keep(values: Sequence[int]) -> Sequence[int]:
-        return values[:2] if quick else values
+        return values[:4] if quick else values
 
     for n in keep(TENSORS):
         for op in (gradients.group_sq_norms, gradients.modulate_):

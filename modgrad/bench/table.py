@@ -32,6 +32,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def _of_case(rows: Sequence[Row]) -> Table:
     first = rows[0]
     out = Table(title=f"{first['op']}: {where(first)}", title_justify="left", box=SIMPLE)
+    out.caption_justify = "left"
     cuda = "device_ms" in first
     calls = "device kernels" if cuda else "dispatched ops"
     extra = ("host ms", "device ms", "graph ms") if cuda else ()
@@ -41,7 +42,8 @@ def _of_case(rows: Sequence[Row]) -> Table:
         out.add_column(header, justify="right")
     for row in rows:
         if "missing" in row:
-            out.add_row(row["provider"], f"[dim]{row['missing']}[/dim]")
+            before = f"{out.caption}\n" if out.caption else ""
+            out.caption = f"{before}{row['provider']}: {row['missing']}"
             continue
         peak = row["peak_bytes"]
         count = row["device_kernels"] if cuda else row["dispatched_ops"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 WARM_UP = 1  # rounds; what is lazy has happened in the correctness gate before
-_SLOW = 4  # times the first provider: such a one sits out rounds, so that others have more
+_SLOW = 2  # times the first provider: such a one sits out rounds, so that others have more
 _FEWEST = 3  # rounds of such a one
 _CYCLES_PER_SECOND = 2e9  # of a GPU's clock, from above
 

@@ -25,7 +25,12 @@ class _Loader:
 
 
 def refresh_prototypes(
-    network: Any, optimizer: modgrad.ModulatedOptimizer, train: Split, epoch: int, total: int
+    network: Any,
+    optimizer: modgrad.ModulatedOptimizer,
+    train: Split,
+    epoch: int,
+    total: int,
+    batch_size: int,
 ) -> None:
     """The class means of the features, in evaluation, over the whole training split."""
     network.eval()
@@ -35,7 +40,12 @@ def refresh_prototypes(
 
 
 def estimate_blend(
-    network: Any, optimizer: modgrad.ModulatedOptimizer, train: Split, epoch: int, total: int
+    network: Any,
+    optimizer: modgrad.ModulatedOptimizer,
+    train: Split,
+    epoch: int,
+    total: int,
+    batch_size: int,
 ) -> None:
     """Before the first epoch: the weights, from each loss trained alone for the whole run."""
     if epoch > 0:
@@ -44,17 +54,15 @@ def estimate_blend(
     def losses(network: Any, batch: Batch) -> dict[str, Tensor]:
         return unimodal_losses(network, *batch)
 
-    held_out = train.part(slice(0, None, HELD_OUT))
-    rest = torch.ones(len(train), dtype=torch.bool)
-    rest[::HELD_OUT] = False
-    kept = Split(*train[rest.to(train.targets.device)])
+    is_held_out = torch.arange(len(train), device=train.targets.device) % HELD_OUT == 0
+    kept, held_out = (Split(*train[rows]) for rows in (~is_held_out, is_held_out))
     network.train()
     modgrad.BlendEstimator(
         network,
         optimizer,
         losses,
-        _Loader(kept, 64),
-        _Loader(held_out, 64),
+        _Loader(kept, batch_size),
+        _Loader(held_out, batch_size),
         epochs=total,
         progress=False,
     ).estimate()

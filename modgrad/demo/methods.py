@@ -56,13 +56,19 @@ class Method:
         return network, optimizer
 
     def begin_epoch(
-        self, network: Any, optimizer: torch.optim.Optimizer, train: Split, epoch: int, total: int
+        self,
+        network: Any,
+        optimizer: torch.optim.Optimizer,
+        train: Split,
+        epoch: int,
+        total: int,
+        batch_size: int,
     ) -> None:
         """Before epoch number ``epoch`` of ``total``, counted from 0."""
         if isinstance(optimizer, modgrad.ModulatedOptimizer):
             optimizer.modulator.set_epoch(epoch)
         if self.before_epoch is not None:
-            self.before_epoch(network, optimizer, train, epoch, total)
+            self.before_epoch(network, optimizer, train, epoch, total, batch_size)
 
 
 def _scored(balancer: Balancer[Any]) -> Method:
@@ -93,6 +99,7 @@ BALANCED: Mapping[str, Method] = {
     "ogm": _scored(modgrad.OGM(alpha=0.8)),
     "ogm-ge": _scored(modgrad.OGM(alpha=0.8, noise=1.0)),
     "agm": Method(modgrad.AGM(alpha=1.0), steps.responses, at="boundary"),
+    "equal-norms": _scored(modgrad.EqualNorms()),
     "fixed": _scored(modgrad.FixedWeights({"audio": 2.0, "visual": 0.5})),
     "unimodal": _several(modgrad.FixedLossWeights((1.0, 1.0, 1.0))),
     "g-blend": _several(modgrad.GradientBlending(), before_epoch=epochs.estimate_blend),

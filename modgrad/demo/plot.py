@@ -4,27 +4,23 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from modgrad import figures
 from modgrad.demo.methods import ALONE, PLAIN
 from modgrad.demo.results import Results
 from modgrad.demo.summary import MANY, lost
 
-# Okabe and Ito's colours, told apart by colour-blind people; hatches and markers serve print.
-OUTPUTS = {"joint": ("#56B4E9", ""), "audio": ("#E69F00", "///"), "visual": ("#009E73", "...")}
-LINES = (("black", "-", "o"), ("#0072B2", "--", "s"), ("#D55E00", "-.", "^"), ("#CC79A7", ":", "D"))
+OUTPUTS = dict(zip(("joint", "audio", "visual"), figures.FILLS, strict=False))
 BAR = 0.27
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "columnspacing": 1.2}
+LEGEND = {**figures.LEGEND, "columnspacing": 1.2}
 
 
 def save(results: Results, path: Path) -> None:
     many = len(results.options.balancers) > MANY
     height = 1.6 + 0.28 * len(results.options.balancers) if many else 4.2
-    figure = Figure(figsize=(8 if many else 11, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.new(8 if many else 11, height)
     if many:
         _dots(figure.subplots(), results)
     else:
@@ -60,7 +56,7 @@ def _bars(axes: Any, results: Results) -> None:
     spread = f"\n(mean and standard deviation of {seeds} seeds)" if seeds > 1 else ""
     axes.set_title(f"After training{spread}", fontsize=11)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4, **LEGEND)
-    axes.spines[["top", "right"]].set_visible(False)
+    figures.without_frame(axes)
 
 
 def _dots(axes: Any, results: Results) -> None:
@@ -86,7 +82,7 @@ def _dots(axes: Any, results: Results) -> None:
     spread = f" (mean and standard deviation of {seeds} seeds)" if seeds > 1 else ""
     axes.set_title(f"After training{spread}", fontsize=11)
     axes.figure.legend(loc="outside lower center", ncols=3, **LEGEND)
-    axes.spines[["top", "right"]].set_visible(False)
+    figures.without_frame(axes)
 
 
 def _lines(axes: Any, results: Results) -> None:
@@ -96,13 +92,10 @@ def _lines(axes: Any, results: Results) -> None:
     ceiling = _mean_curve(results, ALONE[modality], modality)
     axes.plot(epochs, ceiling, color="0.4", linestyle="--", linewidth=1, label=ALONE[modality])
     for index, method in enumerate([PLAIN, *results.options.balancers]):
-        colour, style, marker = LINES[index % len(LINES)]
         axes.plot(
             epochs,
             _mean_curve(results, method, modality),
-            color=colour,
-            linestyle=style,
-            marker=marker,
+            **figures.LINES[index % len(figures.LINES)],
             markevery=(index % len(epochs), every),  # staggered: curves may coincide
             label=method,
         )
@@ -115,7 +108,7 @@ def _lines(axes: Any, results: Results) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_title(f"The {modality} branch during training", fontsize=11)
     axes.legend(**LEGEND)
-    axes.spines[["top", "right"]].set_visible(False)
+    figures.without_frame(axes)
 
 
 def _mean_curve(results: Results, method: str, output: str) -> list[float]:

@@ -39,7 +39,8 @@ def run(method: str, seed: int, setting: Setting, report: Callable[[int, float],
     epochs = []
     for number in range(1, setting.options.epochs + 1):
         METHODS[method].begin_epoch(
-            network, optimizer, setting.train, number - 1, setting.options.epochs
+            *(network, optimizer, setting.train, number - 1),
+            *(setting.options.epochs, setting.options.batch_size),
         )
         loss, weights = _epoch(METHODS[method], network, optimizer, setting, generator)
         accuracy = _accuracy(network, setting.test)

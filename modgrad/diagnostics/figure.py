@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from modgrad import figures
 from modgrad.diagnostics.conflict import least_cosine, norm_shares
 from modgrad.diagnostics.extras import require
 from modgrad.diagnostics.findings import lost_without, shares_of
@@ -35,21 +36,17 @@ def draw(run: Run) -> bytes:
         ValueError: the run holds nothing to draw.
     """
     require("matplotlib", "report")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     kinds = (_contributions, _bars, _weights, _norms, _cosines, _losses)
     panels = [panel for panel in (kind(run) for kind in kinds) if panel is not None]
     if not panels:
         raise ValueError("the run holds nothing to draw, allowed: steps, or results by modality")
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.5 * columns, 3.6 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.new(5.5 * columns, 3.6 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for place, panel in zip(axes, panels, strict=False):
         panel(place)
-        place.spines[["top", "right"]].set_visible(False)
+        figures.without_frame(place)
     for place in axes[len(panels) :]:
         place.set_visible(False)
     file = io.BytesIO()
