@@ -17,6 +17,7 @@ FILES = sorted((SOURCE / "csrc" / "cuda").glob("*.cu"))
 # Four float types, four loads in flight each.
 ACCESSES = 16
 READS = {
+    "balance_kernel",
     "combine_kernel",
     "cross_entropy_backward_kernel",
     "cross_entropy_rows_kernel",
@@ -28,6 +29,7 @@ READS = {
     "spread_kernel",
 }
 WRITES = {
+    "balance_kernel",
     "combine_kernel",
     "cross_entropy_backward_kernel",
     "modulate_kernel",
@@ -37,7 +39,7 @@ WRITES = {
 # One kernel a pair of types. Loads and stores of 16 bytes where both are float32 or one of half
 # precision: parameter, gradient and states, with a state fewer or more in the second loop.
 UPDATES = {"modulated_adam_kernel": (4 + 5, 3 + 4), "modulated_sgd_kernel": (2 + 3, 1 + 2)}
-WITHOUT_READS = {"modulated_adam_", "modulated_sgd_", "update_list"}
+WITHOUT_READS = {"modulated_adam_", "modulated_sgd_", "rule_weights", "update_list"}
 UPDATE_TYPES = r"_kernelILb[01]E(ff|6__halfS\d_|13__nv_bfloat16S\d_)"
 
 # CUDA's sin and cos reduce arguments above 1e5 on the stack; those of GE noise are below 7.
@@ -46,11 +48,15 @@ STACK = dict.fromkeys(NOISY, 32)
 
 
 # At 64 registers a thread, 4 blocks of 256 share the 65,536 of a multiprocessor. Fewer blocks where
-# 64 spill, and for the 16 float64 sums of two tiles: 104 registers on sm_90, 134 on sm_80.
+# 64 spill, and for the 16 float64 sums of two tiles: 104 registers on sm_90, 134 on sm_80. Where a
+# rule decides there is one block.
 REGISTERS = {
     r"cross_entropy_backward_kernel": 128,
+    r"cross_entropy_means_kernelILb1": 128,
     r"group_gram_kernelILb1": 136,
     r"modulated_adam_kernelI(Lb1|Lb0Ed)": 80,  # noise, float64
+    r"rule_weights_kernel": 128,
+    r"sums_and_rule_kernel": 80,
 }
 
 

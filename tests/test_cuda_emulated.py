@@ -280,7 +280,7 @@ def check_cross_entropies(ops, logits, given):
     loss = list(range(len(logits)))[::-2]
     weights, upstream = torch.rand(len(logits)), torch.rand(len(logits)).to(found[0].dtype)
     some = [logits[m] for m in loss]
-    arguments = (some, loss, *given, *expected[2:], upstream)
+    arguments = (some, loss, *given, *expected[2:4], upstream)
     for w in (weights, None):
         grads = ops.modality_cross_entropy_backward(*arguments, w)
         for a, b in zip(
@@ -307,7 +307,14 @@ def test_cross_entropies_of_infinite_logits_and_nan(ops, C, dtype):
     expected = reference.modality_cross_entropy(modalities, *given)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
-    arguments = (modalities, list(range(6)), *given, *expected[2:], torch.ones_like(found[0]), None)
+    arguments = (
+        modalities,
+        list(range(6)),
+        *given,
+        *expected[2:4],
+        torch.ones_like(found[0]),
+        None,
+    )
     grads = ops.modality_cross_entropy_backward(*arguments)
     wanted = reference.modality_cross_entropy_backward(*arguments)
     for a, b in zip(grads, wanted, strict=True):
@@ -320,7 +327,7 @@ def test_cross_entropy_of_a_class_out_of_range_is_nan(ops, C, target):
     logits = [torch.randn(3, C), torch.randn(3, C + 2)]
     classes = torch.tensor([0, target, 1])
     for given in ((classes, None, -100, 0.0), (classes, None, -100, 0.1)):
-        losses, scores, lse, mass = ops.modality_cross_entropy(logits, *given)
+        losses, scores, lse, mass, _ = ops.modality_cross_entropy(logits, *given)
         assert losses.isnan().all()
         assert scores.isnan().all()
         arguments = (*given, lse, mass, torch.ones(2), None)
@@ -404,7 +411,7 @@ def results(ops):
     ops.combine_(combined, grads, tensor, loss, group, torch.randn(len(WEIGHTS), 6))
     given = targets_of(20, 7, "classes, all", torch.float32)
     entropies = ops.modality_cross_entropy(logits[0][:1], *given)
-    upstream = (*entropies[2:], torch.ones_like(entropies[0]), None)
+    upstream = (*entropies[2:4], torch.ones_like(entropies[0]), None)
     return [
         *entropies,
         *ops.modality_cross_entropy_backward(logits[0][:1], [0], *given, *upstream),
@@ -435,8 +442,36 @@ def gram(ops, grads):
     return ops.group_gram(grads, *places, [0] * pairs, 1, 2)
 
 
+def balance(ops, grads):
+    """In one group, whose last chunk is read first after the barrier of the grid; then in two,
+    twice, so that what a block finds in its memory is not right by chance."""
+    results = []
+    for M, factor in ((1, 1.0), (2, 1.0), (2, 3.0)):
+        group = [i % M for i in range(len(grads))]
+        changed = [
+            g * factor if m == M - 1 else g.clone() for g, m in zip(grads, group, strict=True)
+        ]
+        arguments = changed, [], [], [], group, M, 1, "equal_norms", [1.0, 10.0], None, []
+        results += [*ops.balance_(*arguments), *changed]
+    return torch.cat([x.flatten() for x in results])
+
+
+def entropies(ops, grads):
+    """Twice, with the scores of the first in other places."""
+    logits = [g[:100].view(20, 5) for g in grads]
+    given = torch.arange(20) % 5, None, -100, 0.0, "ogm", [0.5, 0.0], 0
+    found = [ops.modality_cross_entropy(x, *given) for x in (logits, logits[::-1])]
+    return torch.cat([weights for *_, weights in found])
+
+
 # An op that comes by each barrier of a file.
-BARRIERS = {"elements.cuh": norms, "group_gram.cu": gram}
+BARRIERS = {
+    "balance_.cu": balance,
+    "deciding.cuh": balance,
+    "elements.cuh": norms,
+    "group_gram.cu": gram,
+    "modality_cross_entropy.cu": entropies,
+}
 
 
 def barriers(emulator, file):

@@ -8,7 +8,9 @@ import pytest
 import torch
 from fences import fenced, fences_stand
 
+from modgrad import rules
 from modgrad.backends import reference
+from modgrad.balancers import EqualNorms
 
 # Around packs of 2 to 8 elements, blocks of 256 threads and chunks of 16384 elements.
 SIZES = [0, 1, 3, 7, 255, 257, 16383, 16385, 40_001]
@@ -53,12 +55,12 @@ class Update:
         other.steps = [t.clone() for t in self.steps]
         return other
 
-    def run(self, ops, maximize=False, **options):
+    def run(self, ops, weights=WEIGHTS, maximize=False, **options):
         if self.optimizer in SGD:
             momentum, dampening, decay, nesterov, first = SGD[self.optimizer]
             states = self.states[0] if self.states else []
             ops.modulated_sgd_(
-                *(self.params, self.grads, states, self.group, WEIGHTS, 0.1, momentum),
+                *(self.params, self.grads, states, self.group, weights, 0.1, momentum),
                 *(dampening, decay, nesterov, first, maximize),
                 **options,
             )
@@ -67,7 +69,7 @@ class Update:
             largest = self.states[2] if len(self.states) > 2 else []
             ops.modulated_adam_(
                 *(self.params, self.grads, *self.states[:2], largest, self.steps, self.group),
-                *(WEIGHTS, 0.1, 0.9, 0.99, 1e-8, decay, decoupled, maximize),
+                *(weights, 0.1, 0.9, 0.99, 1e-8, decay, decoupled, maximize),
                 **options,
             )
         return self
@@ -201,3 +203,47 @@ def test_infinite_and_missing_numbers_stay_where_they_are(ops):
     for a, b in zip(found.params, expected.params, strict=True):
         assert torch.equal(a.isfinite(), b.isfinite())
     assert sum((~p.isfinite()).sum() for p in found.params) == 2
+
+
+RULE = EqualNorms(0.5, cap=3.0).rule
+
+
+def by_rule(update, ops, weights, **options):
+    """The update with the weights of its gradients' norms, which it leaves in ``weights``."""
+    return update.copy().run(ops, weights, rule=RULE.name, parameters=RULE.parameters, **options)
+
+
+@pytest.mark.parametrize("optimizer", ["plain", "nesterov", "adamw", "amsgrad"])
+@pytest.mark.parametrize("shapes", [LISTS[5], LISTS[7], many(900)], ids=[IDS[5], IDS[7], IDS[-1]])
+@pytest.mark.parametrize("M", [4, 9])
+def test_weights_by_a_rule(ops, optimizer, shapes, M):
+    before = Update(optimizer, shapes)
+    found, exact = torch.full((M,), torch.nan), torch.full((M,), torch.nan)
+    sq_norms = torch.full((2, M), torch.nan, dtype=torch.float64)
+    options = {**scalars(grad_scale=3.0, found_inf=0.0), "scale_update": M == 9}
+    update = by_rule(before, ops, found, sq_norms=sq_norms, **options)
+    by_rule(before, reference, exact, **options)
+    # float64 sums, rounded once
+    torch.testing.assert_close(found, exact, rtol=2**-23, atol=0)
+    torch.testing.assert_close(
+        found, rules.weights(RULE, sq_norms[0, :, None, None])[0][:, 0], rtol=2**-23, atol=0
+    )
+    assert (found[:4] != 1).any()
+    expected = before.copy().run(ops, found.clone(), **options)
+    assert all(map(torch.equal, update.tensors(), expected.tensors()))
+
+
+@pytest.mark.parametrize("M", [4, 9])
+@pytest.mark.parametrize("optimizer", ["momentum", "amsgrad"])
+def test_a_rule_in_a_step_that_is_skipped_changes_nothing(ops, optimizer, M):
+    before, weights = Update(optimizer, many(100)), torch.full((M,), 7.0)
+    found = by_rule(before, ops, weights, **scalars(found_inf=1.0))
+    assert all(map(torch.equal, found.tensors(), before.tensors()))
+    assert (weights == 7).all()
+
+
+def test_a_rule_leaves_gradients_alone_that_are_not_finite(ops):
+    before, weights = Update("plain", many(20)), torch.full((4,), torch.nan)
+    before.grads[4][7] = float("inf")
+    by_rule(before, ops, weights)
+    assert (weights == 1).all()

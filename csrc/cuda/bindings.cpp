@@ -1,10 +1,10 @@
 // The Python module modgrad._C_cuda: tensors to launchers. Importing it registers the CUDA kernels.
 #include <Python.h>
 
-#include <limits>
 #include <optional>
 
 #include "../cross_entropy.h"
+#include "../rule_arguments.h"
 #include "arguments.h"
 #include "combine_.cuh"
 #include "group_gram.cuh"
@@ -13,47 +13,11 @@
 #include "modality_cross_entropy_backward.cuh"
 #include "modality_scores.cuh"
 #include "modulate_.cuh"
+#include "ops.h"
 #include "scale_backward.cuh"
 
 namespace modgrad {
 namespace {
-
-// `in` is set, `out` is null.
-std::vector<TensorRef> references(const char* name, const std::vector<Tensor>& tensors,
-                                  const std::vector<int64_t>& group) {
-  const std::vector<int64_t> sizes = checked_sizes(name, tensors);
-  const int32_t device = tensors[0].get_device_index();
-  std::vector<TensorRef> out;
-  out.reserve(tensors.size());
-  for (size_t t = 0; t < tensors.size(); ++t) {
-    check_device(name, tensors[t], device);
-    STD_TORCH_CHECK(group[t] <= std::numeric_limits<int32_t>::max(), "`group[", t, "]` is ", group[t]);
-    out.push_back({tensors[t].const_data_ptr(), nullptr, sizes[t], static_cast<int32_t>(group[t]),
-                   dtype_of(tensors[t].scalar_type())});
-  }
-  return out;
-}
-
-std::vector<int64_t> one_group_each(size_t num_tensors) {
-  std::vector<int64_t> group(num_tensors);
-  std::iota(group.begin(), group.end(), 0);
-  return group;
-}
-
-LossRefs loss_references(const std::vector<Tensor>& grads, const ByParameter& by,
-                         const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
-                         const std::vector<int64_t>& group) {
-  std::vector<int64_t> group_of_grad;
-  for (const int64_t t : tensor) group_of_grad.push_back(group[t]);
-  const std::vector<TensorRef> refs = references("grads", grads, group_of_grad);
-  LossRefs sorted = {{}, {}, by.first};
-  for (const int64_t i : by.order) {
-    STD_TORCH_CHECK(loss[i] <= std::numeric_limits<int32_t>::max(), "`loss[", i, "]` is ", loss[i]);
-    sorted.grads.push_back(refs[i]);
-    sorted.loss.push_back(static_cast<int32_t>(loss[i]));
-  }
-  return sorted;
-}
 
 Tensor group_sq_norms(const std::vector<Tensor>& tensors, const std::vector<int64_t>& group,
                       int64_t num_groups) {
@@ -129,6 +93,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(
   const Targets t = checked_targets(logits, dtype, targets, class_weights, ignore_index, smoothing);
   const std::vector<TensorRef> refs = references("logits", logits, one_group_each(logits.size()));
   const int64_t num_modalities = static_cast<int64_t>(logits.size());
+  const auto scores_rule = rule_of_scores(rule, parameters, num_modalities, num_joint);
   const int32_t device = logits[0].get_device_index();
   check_devices(targets, class_weights, device);
   const DeviceGuard guard(device);
@@ -141,7 +106,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(
       torch::stable::new_empty(logits[0], {rule.has_value() ? num_modalities : 0}, ScalarType::Float);
   STD_CUDA_CHECK(launch_modality_cross_entropy(
       refs, t, rows.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>(), mass.mutable_data_ptr<double>(),
-      losses.mutable_data_ptr(), scores.mutable_data_ptr<float>(), current_stream(device)));
+      losses.mutable_data_ptr(), scores.mutable_data_ptr<float>(), scores_rule,
+      weights.mutable_data_ptr<float>(), current_stream(device)));
   return {losses, scores, lse, mass, weights};
 }
 
@@ -188,6 +154,8 @@ std::vector<Tensor> scale_backward(const std::vector<Tensor>& grads, const Tenso
   return scaled;
 }
 
+}  // namespace
+
 Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
                   const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
                   int64_t num_losses) {
@@ -229,7 +197,6 @@ void combine_(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
                                  current_stream(device)));
 }
 
-}  // namespace
 }  // namespace modgrad
 
 STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {

@@ -1,26 +1,10 @@
 // Sums of squares per group: one partial sum a chunk, then one block a group adds them in a fixed order.
-#include "elements.cuh"
 #include "group_list.cuh"
 #include "group_sq_norms.cuh"
+#include "partial_sums.cuh"
 
 namespace modgrad {
 namespace {
-
-// Every square is computed and added in float64, so that none of a float32 overflows or vanishes. At 4 TB/s
-// that is 1e12 squares a second where an H100 does 1.7e13; a card with 1/64 rate in float64 is bound by it.
-template <typename T>
-__device__ __forceinline__ double sum_of_squares(const T* x, int64_t n) {
-  double sum[kInFlight] = {};
-  for_each_pack<kThreads>(x, n, threadIdx.x, [&](const auto& values, int slot) {
-#pragma unroll
-    for (const auto value : values) {
-      const double v = static_cast<double>(value);
-      sum[slot] = fma(v, v, sum[slot]);
-    }
-  });
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-static_assert(kInFlight == 4, "sum_of_squares adds four sums");
 
 template <int kCapacity>
 __global__ void __launch_bounds__(kThreads)
@@ -41,30 +25,35 @@ __global__ void __launch_bounds__(kThreads)
 template <int kCapacity>
 __global__ void __launch_bounds__(kThreads)
     add_partials_kernel(const __grid_constant__ GroupList<kCapacity> list, const double* partial,
-                        double* sums) {
-  const int64_t end = list.first_chunk[blockIdx.x + 1];
-  double sum = 0;
-#pragma unroll 4
-  for (int64_t c = list.first_chunk[blockIdx.x] + threadIdx.x; c < end; c += kThreads) sum += partial[c];
-  sum = reduce<kThreads>(sum, Add());
+                        const float* grad_scale, double* sums) {
+  const int64_t begin = list.first_chunk[blockIdx.x], end = list.first_chunk[blockIdx.x + 1];
+  const double sum = add_partials(partial, begin, end, grad_scale);
   if (threadIdx.x == 0) sums[list.first_group + blockIdx.x] = sum;
 }
 
 }  // namespace
 
-cudaError_t launch_group_sq_norms(std::vector<TensorRef> tensors, int64_t num_groups, double* partial,
-                                  double* sums, cudaStream_t stream) {
-  sort_by_group(tensors);  // so that the partial sums of one group stand side by side
-  const cudaError_t error = for_each_list(tensors, [&](const auto& list) {
+cudaError_t launch_squares(const std::vector<TensorRef>& sorted, double* partial, cudaStream_t stream) {
+  return for_each_list(sorted, [&](const auto& list) {
     if (list.num_chunks() == 0) return cudaSuccess;
     group_sq_norms_kernel<<<num_blocks(list.num_chunks()), kThreads, 0, stream>>>(list, partial);
     return cudaGetLastError();
   });
-  if (error != cudaSuccess) return error;
-  return for_each_group_list(tensors, num_groups, [&](const auto& list) {
-    add_partials_kernel<<<list.size, kThreads, 0, stream>>>(list, partial, sums);
+}
+
+cudaError_t launch_sums(const std::vector<TensorRef>& sorted, int64_t num_groups, const double* partial,
+                        const float* grad_scale, double* sums, cudaStream_t stream) {
+  return for_each_group_list(sorted, num_groups, [&](const auto& list) {
+    add_partials_kernel<<<list.size, kThreads, 0, stream>>>(list, partial, grad_scale, sums);
     return cudaGetLastError();
   });
+}
+
+cudaError_t launch_group_sq_norms(std::vector<TensorRef> tensors, int64_t num_groups, double* partial,
+                                  double* sums, cudaStream_t stream) {
+  sort_by_group(tensors);
+  const cudaError_t error = launch_squares(tensors, partial, stream);
+  return error != cudaSuccess ? error : launch_sums(tensors, num_groups, partial, nullptr, sums, stream);
 }
 
 }  // namespace modgrad

@@ -1,5 +1,5 @@
 // Cross entropy and score per modality: one pass over the logits, then one over two numbers a row. Probabilities
-// and smoothing take the row a second time, from L2.
+// and smoothing take the row a second time, from L2. With a rule the second pass ends in weights.
 #include "modality_cross_entropy.cuh"
 #include "softmax.cuh"
 
@@ -77,35 +77,48 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
+// With a rule there is one block, which has all scores when it decides, and registers enough not to spill.
+template <bool kDecides>
+__global__ void __launch_bounds__(kThreads, kDecides ? 1 : 4)
     cross_entropy_means_kernel(const double* rows, Targets targets, int64_t num_modalities, int64_t num_classes,
-                               bool is_double, double* mass, void* losses, float* scores) {
+                               bool is_double, double* mass, void* losses, float* scores, const Rule rule,
+                               float* weights) {
   const int64_t num_rows = targets.num_rows;
+  const bool weighted = targets.classes != nullptr && targets.class_weights.data != nullptr;
+  double total = 0, count = 0;
+  for (int64_t b = threadIdx.x; b < num_rows; b += kThreads) {
+    if (!targets.counts(b)) continue;
+    count += 1;
+    if (!weighted)
+      total += 1;
+    else
+      total += targets.is_valid(b, num_classes) ? targets.class_weight<double>(targets.classes[b]) : NAN;
+  }
+  total = reduce<kThreads>(total, Add());
+  count = reduce<kThreads>(count, Add());
+  if (blockIdx.x == 0 && threadIdx.x == 0) mass[num_rows] = total;
   for (int64_t m = blockIdx.x; m < num_modalities; m += gridDim.x) {
-    double loss = 0, score = 0, total = 0, count = 0;
+    double loss = 0, score = 0;
 #pragma unroll 2
     for (int64_t b = threadIdx.x; b < num_rows; b += kThreads) {
       loss += rows[m * num_rows + b];
       score += rows[(num_modalities + m) * num_rows + b];
-      if (!targets.counts(b)) continue;
-      count += 1;
-      const bool weighted = targets.classes != nullptr && targets.class_weights.data != nullptr;
-      if (!weighted)
-        total += 1;
-      else
-        total += targets.is_valid(b, num_classes) ? targets.class_weight<double>(targets.classes[b]) : NAN;
     }
     loss = reduce<kThreads>(loss, Add());
     score = reduce<kThreads>(score, Add());
-    total = reduce<kThreads>(total, Add());
-    count = reduce<kThreads>(count, Add());
     if (threadIdx.x != 0) continue;
     if (is_double)
       static_cast<double*>(losses)[m] = loss / total;
     else
       static_cast<float*>(losses)[m] = static_cast<float>(loss / total);
     scores[m] = static_cast<float>(score / count);
-    if (m == 0) mass[num_rows] = total;
+  }
+  if constexpr (kDecides) {
+    __syncthreads();
+    const int64_t num_joint = num_modalities - rule.num_modalities;
+    for (int64_t m = threadIdx.x; m < num_joint; m += kThreads) weights[m] = 1;
+    for (int64_t m = threadIdx.x; m < rule.num_modalities; m += kThreads)
+      decide(rule, m, {weights + num_joint, nullptr, nullptr});
   }
 }
 
@@ -113,7 +126,7 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t launch_modality_cross_entropy(const std::vector<TensorRef>& logits, const Targets& targets,
                                           double* rows, double* lse, double* mass, void* losses, float* scores,
-                                          cudaStream_t stream) {
+                                          std::optional<Rule> rule, float* weights, cudaStream_t stream) {
   const int64_t num_rows = targets.num_rows, num_modalities = static_cast<int64_t>(logits.size());
   const bool wide = takes_blocks(logits, num_rows);
   const cudaError_t error = for_each_list(logits, [&](const auto& list) {
@@ -130,9 +143,16 @@ cudaError_t launch_modality_cross_entropy(const std::vector<TensorRef>& logits, 
   if (error != cudaSuccess) return error;
   const bool is_double = std::any_of(logits.begin(), logits.end(),
                                      [](const TensorRef& x) { return x.dtype == Dtype::kDouble; });
-  const unsigned blocks = num_blocks(num_modalities);
-  cross_entropy_means_kernel<<<blocks, kThreads, 0, stream>>>(
-      rows, targets, num_modalities, logits[0].numel / num_rows, is_double, mass, losses, scores);
+  const int64_t num_classes = logits[0].numel / num_rows;
+  if (rule.has_value()) {
+    rule->scores = scores + num_modalities - rule->num_modalities;
+    cross_entropy_means_kernel<true><<<1, kThreads, 0, stream>>>(rows, targets, num_modalities, num_classes, is_double,
+                                                                 mass, losses, scores, *rule, weights);
+  } else {
+    const unsigned blocks = num_blocks(num_modalities);
+    cross_entropy_means_kernel<false><<<blocks, kThreads, 0, stream>>>(
+        rows, targets, num_modalities, num_classes, is_double, mass, losses, scores, Rule(), weights);
+  }
   return cudaGetLastError();
 }
 

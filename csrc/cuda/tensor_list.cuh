@@ -90,7 +90,8 @@ int64_t count_chunks(const std::vector<Ref>& tensors) {
 }
 
 // The last of `size` tensors whose first chunk is not after `chunk`: a tensor without chunks is never it.
-MODGRAD_HD int find_tensor(const int64_t* first_chunk, int size, int64_t chunk) {
+template <typename Index>
+MODGRAD_HD int find_tensor(const Index* first_chunk, int size, int64_t chunk) {
   int low = 0, high = size;
   while (high - low > 1) {
     const int middle = (low + high) / 2;

@@ -59,6 +59,13 @@ class Options {
       static_assert(sizeof(Squares) == 2 * sizeof(double));
       device.squares = static_cast<Squares*>(scratch(weights, 2 * count_chunks(refs)));
     }
+    if (given.rule.has_value()) {
+      const int64_t num_groups = weights.numel();
+      auto* partial = static_cast<double*>(scratch(weights, count_chunks(refs)));
+      auto* sums = static_cast<double*>(scratch(weights, num_groups));
+      auto* rows = static_cast<double*>(scratch(weights, 2 * num_groups));
+      rule = {given.weights_rule(num_groups), partial, sums, {weights.mutable_data_ptr<float>(), nullptr, rows}};
+    }
   }
 
   void* scratch(const Tensor& like, int64_t size) {
@@ -67,6 +74,7 @@ class Options {
   }
 
   DeviceOptions device = {};
+  std::optional<WeightsRule> rule;
 
  private:
   template <typename T>
@@ -87,8 +95,7 @@ void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vect
                     const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
                     const std::optional<Tensor>& found_inf, const std::optional<Tensor>& noise,
                     const std::optional<Tensor>& seed, const Stream& stream, const std::optional<Tensor>& sq_norms,
-                    const std::optional<std::string>& rule,
-                    const std::optional<std::vector<double>>& parameters) {
+                    const std::optional<std::string>& rule, const std::optional<std::vector<double>>& parameters) {
   const Handles p("params", params), g("grads", grads), b("momentum_buffers", momentum_buffers);
   const int32_t device = weights.get_device_index();
   for (const Handles* list : {&p, &g, &b}) check_devices(*list, device);
@@ -97,9 +104,11 @@ void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vect
                                             : checked_updates(p, g, {}, nullptr, group, weights.numel()),
                                stream);
   const DeviceGuard guard(device);
-  const Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule, parameters},
-                        weights, lr, refs);
+  Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule,
+                   parameters},
+                  weights, lr, refs);
   const SgdOptions sgd = {momentum, dampening, weight_decay, has_momentum, nesterov, is_first_step};
+  STD_CUDA_CHECK(launch_weights(refs, options.device, options.rule, current_stream(device)));
   STD_CUDA_CHECK(launch_modulated_sgd_(refs, options.device, sgd, current_stream(device)));
 }
 
@@ -111,9 +120,8 @@ void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vec
                      bool decoupled, bool maximize, bool scale_update, const std::optional<Tensor>& lr_tensor,
                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
                      const std::optional<Tensor>& noise, const std::optional<Tensor>& seed, const Stream& stream,
-                     const std::optional<Tensor>& sq_norms,
-                    const std::optional<std::string>& rule,
-                    const std::optional<std::vector<double>>& parameters) {
+                     const std::optional<Tensor>& sq_norms, const std::optional<std::string>& rule,
+                     const std::optional<std::vector<double>>& parameters) {
   const Handles p("params", params), g("grads", grads), m("exp_avgs", exp_avgs), v("exp_avg_sqs", exp_avg_sqs),
       largest("max_exp_avg_sqs", max_exp_avg_sqs), steps("state_steps", state_steps);
   const int32_t device = weights.get_device_index();
@@ -123,12 +131,14 @@ void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vec
                                        : checked_updates(p, g, {&m, &v}, &steps, group, weights.numel()),
                                stream);
   const DeviceGuard guard(device);
-  Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule, parameters}, weights,
-                  lr, refs);
+  Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule,
+                   parameters},
+                  weights, lr, refs);
   constexpr int64_t kDoubles = sizeof(AdamTensor) / sizeof(double);
   auto* tensors =
       static_cast<AdamTensor*>(options.scratch(weights, kDoubles * static_cast<int64_t>(refs.size())));
   const AdamOptions adam = {beta1, beta2, eps, weight_decay, decoupled, amsgrad};
+  STD_CUDA_CHECK(launch_weights(refs, options.device, options.rule, current_stream(device)));
   STD_CUDA_CHECK(launch_modulated_adam_(refs, options.device, adam, tensors, current_stream(device)));
 }
 

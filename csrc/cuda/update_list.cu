@@ -1,6 +1,9 @@
-// Before and after an update: the spread that its noise takes, and the norms that it measured.
+// Before and after an update: the weights that it reads, the spread that its noise takes, and the norms that it
+// measured.
 #include "elements.cuh"
 #include "group_list.cuh"
+#include "group_sq_norms.cuh"
+#include "rule_weights.cuh"
 #include "spread.cuh"
 #include "update_list.cuh"
 
@@ -29,6 +32,20 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 }  // namespace
+
+cudaError_t launch_weights(const std::vector<UpdateRef>& updates, const DeviceOptions& options,
+                           const std::optional<WeightsRule>& rule, cudaStream_t stream) {
+  if (!rule.has_value()) return cudaSuccess;
+  std::vector<TensorRef> grads;
+  grads.reserve(updates.size());
+  for (const UpdateRef& u : updates)
+    if (u.group >= 0) grads.push_back({u.grad, nullptr, u.numel, u.group, u.dtype});
+  sort_by_group(grads);
+  const cudaError_t error = launch_squares(grads, rule->partial, stream);
+  if (error != cudaSuccess) return error;
+  return launch_sums_and_rule(grads, rule->rule, rule->partial, options.grad_scale, options.found_inf, rule->sums,
+                              rule->out, stream);
+}
 
 void sort_for_norms(std::vector<UpdateRef>& updates, const DeviceOptions& options) {
   if (options.sq_norms != nullptr) sort_by_group(updates);

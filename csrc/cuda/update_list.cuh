@@ -1,6 +1,9 @@
 // The parameters of an optimizer update, as its kernels take them.
 #pragma once
 
+#include <optional>
+
+#include "../rules.h"
 #include "tensor_list.cuh"
 
 namespace modgrad {
@@ -69,6 +72,18 @@ struct DeviceOptions {
   // scratch, where there are sq_norms
   Squares* squares;  // [count_chunks]
 };
+
+// A rule that finds the weights from the squared norms of the gradients, before the update.
+struct WeightsRule {
+  Rule rule;
+  double* partial;  // [count_chunks], scratch
+  double* sums;     // [M], scratch
+  RuleOut out;
+};
+
+// Writes the weights where there is a rule.
+cudaError_t launch_weights(const std::vector<UpdateRef>& updates, const DeviceOptions& options,
+                           const std::optional<WeightsRule>& rule, cudaStream_t stream);
 
 // By group where norms are wanted, so that the sums of one group stand side by side. Called before anything
 // is launched: chunks and scratch are counted in the order of the list.

@@ -43,6 +43,9 @@ REPLACEMENTS = [
         r"asm volatile\(\"st\.global\.v2.*?\);",
         "*emulator::aligned_to<8>(reinterpret_cast<uint2*>(to)) = raw;",
     ),
+    # the one block of a cooperative launch is all of its grid
+    ("*.cu", r"#include <cooperative_groups\.h>", ""),
+    ("*.cu", r"cooperative_groups::this_grid\(\)\.sync\(\);", "__syncthreads();"),
     ("arguments.h", r"is_cuda\(\)", "is_cpu()"),
     ("update_bindings.cpp", "device_type_cuda", "device_type_cpu"),
     ("*bindings.cpp", r"const DeviceGuard guard\(device\);", ""),

@@ -14,6 +14,9 @@ uint3 threadIdx, blockIdx;
 dim3 gridDim;
 
 namespace emulator {
+
+bool refuses_cooperation = false;
+
 namespace {
 
 constexpr unsigned kWarp = 32;
@@ -139,3 +142,5 @@ EXPORT void emulator_skip_barrier(int line, unsigned size) {
   emulator::skipped_line = line;
   emulator::skipping_threads = size;
 }
+
+EXPORT void emulator_refuse_cooperation(bool refuse) { emulator::refuses_cooperation = refuse; }

@@ -1,5 +1,5 @@
 // What a .cu file needs to be compiled by a C++ compiler and run on the CPU, in a schedule of random order.
-// Emulated: blocks, one at a time; their threads as fibers, which change places only in a barrier or a
+// Emulated: blocks, one at a time, so that one that waits for others must be alone; their threads as fibers, which change places only in a barrier or a
 // shuffle; shared memory, which keeps what the last block left in it; kernels of one dimension.
 // Not emulated: PTX, the memory model, blocks at the same time, streams and asynchrony, fused multiply-add
 // that the source does not ask for, CUDA's own exp, log, sin and cos (libm's are taken), timing.
@@ -31,6 +31,9 @@ extern dim3 gridDim;
 
 namespace emulator {
 
+// Whether a cooperative launch is refused, as where others hold a part of the device.
+extern bool refuses_cooperation;
+
 // Runs a kernel to its end. Throws std::runtime_error where the GPU would hang or fault.
 void launch(unsigned blocks, unsigned threads, const std::function<void()>& kernel);
 
@@ -46,6 +49,13 @@ T* aligned_to(T* address) {
 }
 
 }  // namespace emulator
+
+template <typename Kernel, typename... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, Kernel kernel, const Args&... args) {
+  if (emulator::refuses_cooperation) return cudaErrorCooperativeLaunchTooLarge;
+  emulator::launch(config->gridDim.x, config->blockDim.x, [&] { kernel(args...); });
+  return cudaSuccess;
+}
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {

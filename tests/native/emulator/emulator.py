@@ -27,6 +27,15 @@ class Emulator:
         self.library.emulator_seed(number)
 
     @contextmanager
+    def without_cooperation(self) -> Iterator[None]:
+        """A launch with a barrier of all blocks fails."""
+        self.library.emulator_refuse_cooperation(True)
+        try:
+            yield
+        finally:
+            self.library.emulator_refuse_cooperation(False)
+
+    @contextmanager
     def without_barrier(self, line: int, threads: int) -> Iterator[None]:
         """The first ``threads`` threads of a block pass the barrier in ``line`` of its file."""
         self.library.emulator_skip_barrier(line, threads)

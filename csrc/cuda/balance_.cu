@@ -1,0 +1,159 @@
+// Squared norms, weights by a rule, and scaled gradients: in one launch with a barrier of all blocks, or in the
+// launches of the three parts.
+#include <cooperative_groups.h>
+
+#include <cstdlib>
+#include <limits>
+#include <map>
+
+#include "balance_.cuh"
+#include "deciding.cuh"
+#include "group_sq_norms.cuh"
+#include "modulate_.cuh"
+#include "rule_weights.cuh"
+#include "scale.cuh"
+
+namespace modgrad {
+namespace {
+
+// Tensors sorted by group, 17 bytes each: more of them in one launch than a TensorList has.
+template <int kCapacity>
+struct BalanceList {
+  void* x[kCapacity];
+  uint32_t numel[kCapacity];
+  int32_t first_chunk[kCapacity + 1];
+  int32_t size;
+  uint8_t group_and_dtype[kCapacity];
+  GroupList<kMostDecided> groups;
+
+  explicit BalanceList(const std::vector<TensorRef>& sorted, int64_t num_groups)
+      : size(static_cast<int32_t>(sorted.size())),
+        groups(group_list<kMostDecided>(first_chunks(sorted, num_groups), 0)) {
+    first_chunk[0] = 0;
+    for (int t = 0; t < size; ++t) {
+      x[t] = sorted[t].out;
+      numel[t] = static_cast<uint32_t>(sorted[t].numel);
+      first_chunk[t + 1] = first_chunk[t] + static_cast<int32_t>(count_chunks(sorted[t].numel));
+      group_and_dtype[t] = static_cast<uint8_t>(4 * sorted[t].group + static_cast<int>(sorted[t].dtype));
+    }
+  }
+
+  MODGRAD_HD int num_chunks() const { return first_chunk[size]; }
+};
+constexpr int kMany = 1850;
+static_assert(4 * kMostDecided <= 256, "group and dtype in a byte");
+static_assert(sizeof(BalanceList<kMany>) + sizeof(Rule) + sizeof(RuleOut) + 64 <= 32764,
+              "list and further arguments pass the limit");
+
+// Calls f(x, n, group) on the elements of chunk c.
+template <int kCapacity, typename F>
+__device__ __forceinline__ void with_chunk(const BalanceList<kCapacity>& list, int c, F f) {
+  const int t = find_tensor(list.first_chunk, list.size, c), packed = list.group_and_dtype[t];
+  const int64_t begin = (c - list.first_chunk[t]) * kChunkElements, left = list.numel[t] - begin;
+  with_type(static_cast<Dtype>(packed % 4), [&](auto type) {
+    f(static_cast<decltype(type)*>(list.x[t]) + begin, left < kChunkElements ? left : kChunkElements, packed / 4);
+  });
+}
+
+// After the barrier every block adds the partial sums and decides for itself, which is sooner than to wait for
+// one that does. A block takes its chunks in reverse then: those it had last are still in L2.
+// Four blocks: 64 registers.
+template <int kCapacity>
+__global__ void __launch_bounds__(kThreads, 4)
+    balance_kernel(const __grid_constant__ BalanceList<kCapacity> list, Rule rule, double* partial, double* gram,
+                   const RuleOut out) {
+  __shared__ double sums[kMostDecided], scratch[2 * kMostDecided];
+  __shared__ float weights[kMostDecided];
+  const int first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
+  int c = first;
+  for (; c < list.num_chunks(); c += step) {
+    double sum = 0;
+    with_chunk(list, c, [&](const auto* x, int64_t n, int) { sum = sum_of_squares(x, n); });
+    sum = reduce<kThreads>(sum, Add());
+    if (threadIdx.x == 0) partial[c] = sum;
+  }
+  cooperative_groups::this_grid().sync();
+  rule.gram = sums;
+  add_and_decide(list.groups, partial, nullptr, rule, sums, {weights, nullptr, scratch});
+  __syncthreads();
+  if (first == 0 && threadIdx.x < list.groups.size) {
+    gram[threadIdx.x] = sums[threadIdx.x];
+    out.weights[threadIdx.x] = weights[threadIdx.x];
+  }
+  for (c -= step; c >= 0; c -= step)
+    with_chunk(list, c, [&](auto* x, int64_t n, int group) {
+      if (weights[group] != 1) scale(x, x, n, weights[group]);
+    });
+}
+
+// Blocks of the kernel that are resident together, 0 where the device has no barrier for them.
+template <int kCapacity>
+int resident_blocks(int32_t device) {
+  thread_local std::map<int32_t, int> known;
+  const auto [found, is_new] = known.try_emplace(device, 0);
+  if (!is_new) return found->second;
+  int cooperates = 0, processors = 0, blocks = 0;
+  const auto kernel = reinterpret_cast<const void*>(&balance_kernel<kCapacity>);
+  if (cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device) == cudaSuccess && cooperates != 0 &&
+      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0) == cudaSuccess)
+    found->second = blocks * processors;
+  return found->second;
+}
+
+template <int kCapacity>
+cudaError_t launch_at_once(const std::vector<TensorRef>& sorted, const Rule& rule, double* partial, double* gram,
+                           const RuleOut& out, int32_t device, cudaStream_t stream) {
+  const int resident = resident_blocks<kCapacity>(device);
+  if (resident == 0) return cudaErrorCooperativeLaunchTooLarge;
+  const BalanceList<kCapacity> list(sorted, rule.num_modalities);
+  cudaLaunchAttribute cooperative = {};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim.x = static_cast<unsigned>(std::max(1, std::min(list.num_chunks(), resident)));
+  config.blockDim.x = kThreads;
+  config.stream = stream;
+  config.attrs = &cooperative;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, balance_kernel<kCapacity>, list, rule, partial, gram, out);
+}
+
+cudaError_t launch_in_parts(const std::vector<TensorRef>& sorted, const Rule& rule, double* partial, double* gram,
+                            const RuleOut& out, cudaStream_t stream) {
+  cudaError_t error = launch_squares(sorted, partial, stream);
+  if (error == cudaSuccess) error = launch_sums_and_rule(sorted, rule, partial, nullptr, nullptr, gram, out, stream);
+  if (error != cudaSuccess) return error;
+  return launch_modulate_(sorted, out.weights, nullptr, nullptr, nullptr, nullptr, stream);
+}
+
+// 64 MiB of float32, about what an L2 holds of them; and 8 KiB of partial sums, which every block reads.
+constexpr int64_t kMostAtOnce = int64_t{1} << 24;
+
+// Whether one launch can hold the list, and is worth it. MODGRAD_COOPERATIVE: 1 wherever it can, 0 nowhere.
+bool is_for_one_launch(const std::vector<TensorRef>& grads, int64_t num_groups) {
+  const char* choice = std::getenv("MODGRAD_COOPERATIVE");
+  if (choice != nullptr && *choice == '0') return false;
+  const bool always = choice != nullptr && *choice == '1';
+  const int64_t most = always ? std::numeric_limits<uint32_t>::max() : kMostAtOnce;
+  int64_t total = 0;
+  for (const TensorRef& grad : grads) total += grad.numel;
+  return num_groups <= kMostDecided && grads.size() <= kMany && total <= most;
+}
+
+}  // namespace
+
+cudaError_t launch_balance_(std::vector<TensorRef> grads, const Rule& rule, double* partial, double* gram,
+                            const RuleOut& out, int32_t device, cudaStream_t stream) {
+  sort_by_group(grads);
+  if (is_for_one_launch(grads, rule.num_modalities)) {
+    const cudaError_t error = grads.size() <= kFewTensors
+                                  ? launch_at_once<kFewTensors>(grads, rule, partial, gram, out, device, stream)
+                                  : launch_at_once<kMany>(grads, rule, partial, gram, out, device, stream);
+    if (error != cudaErrorCooperativeLaunchTooLarge) return error;
+    cudaGetLastError();  // where others hold a part of the device
+  }
+  return launch_in_parts(grads, rule, partial, gram, out, stream);
+}
+
+}  // namespace modgrad

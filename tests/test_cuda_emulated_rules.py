@@ -1,0 +1,210 @@
+"""The CUDA kernels that decide by a rule, run on the CPU by tests/native/emulator."""
+
+import inputs
+import pytest
+import torch
+from fences import copies, fences_stand
+from test_cuda_emulated import EPS64, every_view, logits_of, many, of_losses
+from test_rules import RULED, compare, inputs_of
+
+from modgrad import rules
+from modgrad.backends import reference
+from modgrad.balancers import EqualNorms, GradNorm, MMPareto, PCGrad
+
+RULE = EqualNorms(0.5, cap=1.5).rule
+# One launch with a barrier of all blocks, or one of each part.
+VARIANTS = ["1", "0"]
+# One launch takes 64 tensors or 1850; those of one part take 64 or 880.
+LISTS = [(every_view, n) for n in (0, 1, 7, 257, 16385, 40_001)]
+LISTS += [(many, count) for count in (65, 900, 1851)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The reference's threads would wait for one another where others have the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def ops(emulator):
+    return emulator.ops
+
+
+@pytest.fixture(params=VARIANTS, ids=["at once", "in parts"])
+def variant(request, monkeypatch):
+    monkeypatch.setenv("MODGRAD_COOPERATIVE", request.param)
+
+
+@pytest.fixture(params=LISTS, ids=lambda parts: f"{parts[0].__name__}({parts[1]})")
+def tensors(request):
+    make, number = request.param
+    return make(number)
+
+
+@pytest.mark.parametrize("M", [2, 5, 300])
+@pytest.mark.parametrize("name", RULED)
+def test_weights_equal_the_definition(ops, name, M):
+    rule = RULED[name].rule
+    # with as many losses as modalities, 300 cubed numbers
+    values, losses, state = inputs_of(rule, 7 if M == 300 and rule.name == "mmpareto" else M, "cpu")
+    weights, new = ops.rule_weights(values, rule.name, rule.parameters, losses, state)
+    exact, exact_new = rules.weights(rule, values, losses, state)
+    compare(weights, exact)
+    assert new.shape == (len(state), weights.shape[1])
+    for a, b in zip(new, exact_new, strict=True):
+        compare(a, b)
+
+
+def balance(ops, grads, group, M, rule=RULE):
+    """In place, for one loss."""
+    return ops.balance_(grads, [], [], [], group, M, 1, rule.name, rule.parameters, None, [])
+
+
+def check_one_loss(tensors, group, M, changed, found):
+    gram, weights, new = found
+    exact = reference.group_sq_norms(tensors, group, M)
+    # as for sums of squares
+    rtol = (200 + len(tensors)) * EPS64
+    torch.testing.assert_close(gram, exact[:, None, None], rtol=rtol, atol=0)
+    compare(weights, rules.weights(RULE, gram)[0])
+    assert new.shape == (0, 1)
+    expected = reference.scale_backward(tensors, weights[group, 0])
+    assert all(map(torch.equal, changed, expected))
+    assert fences_stand(changed)
+
+
+@pytest.mark.parametrize("M", [1, 3, 8, 9])
+def test_one_loss_in_place(ops, variant, tensors, M):
+    group, changed = inputs.groups(len(tensors), M), copies(tensors)
+    check_one_loss(tensors, group, M, changed, balance(ops, changed, group, M))
+
+
+def test_more_chunks_than_one_block_adds(ops, monkeypatch):
+    monkeypatch.setenv("MODGRAD_COOPERATIVE", "0")
+    tensors = many(5200)
+    group, changed = inputs.groups(len(tensors), 3), copies(tensors)
+    assert sum(t.numel() > 0 for t in tensors) > 4096
+    check_one_loss(tensors, group, 3, changed, balance(ops, changed, group, 3))
+
+
+def results(ops, tensors, group):
+    changed = copies(tensors)
+    return [*balance(ops, changed, group, 3), *changed]
+
+
+def test_same_bits_at_once_and_in_parts_and_in_every_schedule(emulator, monkeypatch):
+    tensors = [t for n in (5, 257, 40_001) for t in every_view(n)[::5]] + many(60)
+    group, found = inputs.groups(len(tensors), 3), []
+    for variant in VARIANTS:
+        monkeypatch.setenv("MODGRAD_COOPERATIVE", variant)
+        for seed in range(3):
+            emulator.seed(seed)
+            found.append(results(emulator.ops, tensors, group))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@pytest.mark.parametrize("count", [60, 1000])
+def test_what_cannot_be_launched_at_once_goes_in_parts(emulator, monkeypatch, count):
+    monkeypatch.setenv("MODGRAD_COOPERATIVE", "1")
+    tensors = many(count)
+    group, changed = inputs.groups(len(tensors), 3), copies(tensors)
+    with emulator.without_cooperation():
+        check_one_loss(tensors, group, 3, changed, balance(emulator.ops, changed, group, 3))
+
+
+def several(ops, tensors, K, M, balancer, apart=0):
+    grads, tensor, loss = of_losses(tensors, K, apart)
+    group, rule = inputs.groups(len(tensors), M), balancer.rule
+    count = rules.check(rule).num_states
+    losses = torch.rand(K) + 0.1 if count else None
+    state = [torch.rand(K) + 0.1 for _ in range(count)]
+    found, combined = copies(tensors), [t.clone() for t in tensors]
+    places = grads, tensor, loss, group
+    gram, weights, new = ops.balance_(
+        *(found, *places, M, K, rule.name, rule.parameters, losses, state)
+    )
+    assert torch.equal(gram, ops.group_gram(*places, M, K))
+    exact, exact_new = rules.weights(rule, gram, losses, tuple(state))
+    compare(weights, exact)
+    for a, b in zip(new, exact_new, strict=True):
+        compare(a, b)
+    reference.combine_(combined, *places, weights)
+    assert all(map(torch.equal, found, combined))
+    assert fences_stand(found)
+    assert fences_stand(grads)
+
+
+@pytest.mark.parametrize(
+    "parts", LISTS[1:-1:3], ids=lambda parts: f"{parts[0].__name__}({parts[1]})"
+)
+@pytest.mark.parametrize("K", [2, 3, 5])
+@pytest.mark.parametrize("balancer", [MMPareto(), PCGrad(), GradNorm()], ids=lambda b: b.rule.name)
+def test_several_losses(ops, balancer, K, parts):
+    make, number = parts
+    several(ops, make(number), K, K - 1, balancer, apart=K % 2)
+
+
+def test_one_loss_to_other_tensors(ops):
+    several(ops, every_view(300), 1, 3, EqualNorms())
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")], ids=str)
+def test_gradients_that_are_not_finite_are_left_alone(ops, variant, bad):
+    grads = [torch.randn(50), torch.randn(20_000), torch.randn(0)]
+    grads[1][17_777] = bad
+    before = [g.clone() for g in grads]
+    gram, weights, _ = balance(ops, grads, [0, 1, 2], 3)
+    assert gram.flatten().isfinite().tolist() == [True, False, True]
+    assert weights.flatten().tolist() == [1.0] * 3
+    torch.testing.assert_close(grads, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_bad_arguments_change_nothing(ops, variant):
+    grads = [torch.ones(3), torch.ones(2)]
+    for group, M, rule, match in [
+        ([0], 1, RULE, "`group` has 1 entries"),
+        ([0, 2], 2, RULE, r"`group\[1\]` is 2"),
+        ([0, 1], 2, PCGrad().rule, "has 1 losses"),
+    ]:
+        with pytest.raises(RuntimeError, match=match):
+            balance(ops, grads, group, M, rule)
+    assert all((g == 1).all() for g in grads)
+
+
+@pytest.mark.parametrize("num_joint", [0, 1, 3])
+@pytest.mark.parametrize(("B", "M"), [(1, 5), (300, 5), (7, 300)])
+def test_weights_of_scores(ops, B, M, num_joint):
+    logits, classes = logits_of(B, [3 + m % 4 for m in range(M)]), torch.arange(B) % 3
+    for given in [(classes, None, -100, 0.0), (classes, None, 0, 0.1)]:
+        for rule in (RULED["ogm"].rule, RULED["ogm continuous"].rule):
+            arguments = logits, *given, rule.name, rule.parameters, num_joint
+            found = ops.modality_cross_entropy(*arguments)
+            plain = ops.modality_cross_entropy(*arguments[:5])
+            torch.testing.assert_close(found[:4], plain[:4], rtol=0, atol=0, equal_nan=True)
+            weights = found[4]
+            assert weights.shape == (M,)
+            assert (weights[:num_joint] == 1).all()
+            compare(weights[num_joint:], rules.weights(rule, found[1][num_joint:])[0][:, 0])
+    assert fences_stand(logits)
+
+
+def test_no_weights_without_a_rule(ops):
+    found = ops.modality_cross_entropy(logits_of(3, [5, 6]), torch.arange(3), None, -100, 0.0)
+    assert found[4].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("rule", "num_joint", "match"),
+    [
+        ("ogm", 1, "`num_joint` is 1, allowed with 2 logits and a rule: 0 to 0"),
+        ("pcgrad", 0, "reads a gram"),
+    ],
+)
+def test_rules_that_scores_have_not(ops, rule, num_joint, match):
+    logits, targets = logits_of(3, [5, 6]), torch.arange(3)
+    with pytest.raises(RuntimeError, match=match):
+        ops.modality_cross_entropy(logits, targets, None, -100, 0.0, rule, [0.5, 0.0], num_joint)
