@@ -63,14 +63,15 @@ def _ops(device: str, quick: bool) -> Iterator[Entry]:
             for other in (gradients.balance_, gradients.group_gram, gradients.combine_):
                 yield Entry(f"{other.__name__}, {shapes}", partial(other, shapes, **of), OP)
         for classes in (10, 1000):
-            size: dict[str, Any] = {"batch": 64, "classes": classes, "compiled": compile_here, **of}
+            compiled = compile_here and (device == "cuda" or classes == 1000)
+            size: dict[str, Any] = {"batch": 64, "classes": classes, "compiled": compiled, **of}
             for loss in (
                 losses.modality_scores,
                 losses.modality_cross_entropy,
                 losses.balanced_cross_entropy,
             ):
                 label = f"{loss.__name__}, {classes} classes"
-                yield Entry(label, partial(loss, **size), OP / 2, compile_here)
+                yield Entry(label, partial(loss, **size), OP / 2, compiled)
         for name in ("ogm", "mmpareto") if dtype is torch.float32 else ():
             yield Entry(f"rule_weights, {name}", partial(rules.rule_weights, name, device), OP / 2)
         build = partial(losses.scale_backward, 64, 512, **of)
