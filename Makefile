@@ -28,7 +28,7 @@ LOCAL_BUILD = $(if $(filter 1,$(HAS_CUDA)),auto,cpu)
 SITE := build/site
 WITH_SITE = PYTHONPATH=$(ROOT)/$(SITE)
 
-.PHONY: demo reproduce test gpu bench lint doctor clean
+.PHONY: demo reproduce test gpu bench results lint doctor clean
 
 demo: $(SITE)/.ready
 	cd build && $(WITH_SITE) $(PY) -m modgrad demo --output $(ROOT)/demo_results $(DEMO)
@@ -46,6 +46,16 @@ doctor: $(SITE)/.ready
 
 bench: $(SITE)/.ready
 	cd build && $(WITH_SITE) $(PY) -m modgrad bench --scaling --output $(ROOT)/bench_results $(BENCH)
+
+# The numbers of README and docs, measured anew: a quarter of an hour of a quiet machine.
+# BENCH="--only …" would keep a part as the whole: leave it empty. A commit first: lines name it.
+RESULTS := benchmarks/results/cpu-$(shell getconf _NPROCESSORS_ONLN)-cores
+PAGES = $(shell grep -l '^<!-- bench ' README.md benchmarks/README.md docs/*.md)
+results: bench
+	mkdir -p $(RESULTS) && rm -f $(RESULTS)/[0-9]*.jsonl
+	cp bench_results/bench.jsonl $(RESULTS)/$$(date +%F).jsonl
+	cp bench_results/bench.png $(RESULTS)/
+	$(WITH_SITE) $(PY) -m modgrad bench --report $(PAGES)
 
 $(VENV)/.ready: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

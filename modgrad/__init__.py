@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from modgrad import backends, balancers, datasets, diagnostics, theory
+from modgrad.amp import GradScaler
 from modgrad.autograd import scale_backward
 from modgrad.backends import BackendUnavailableError
 from modgrad.balance import Balanced, balance_, rule_weights
@@ -84,6 +85,7 @@ __all__ = [
     "FixedLossWeights",
     "FixedWeights",
     "GradNorm",
+    "GradScaler",
     "GradientBlending",
     "LastStep",
     "LateFusion",

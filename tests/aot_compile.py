@@ -37,14 +37,17 @@ KERNELS = {
     "_modality_scores_kernel": ["*i64", "*i64", "*i64", "*fp64"],
     "_modality_means_kernel": ["*fp64", "*i64", "*fp32"],
     "_scale_backward_kernel": ["*i64", "*i64", "*i64", "*fp32"],
-    "_group_gram_kernel": ["*i64", "*i64", "*fp64", "i32", "i32"],
+    "_group_gram_kernel": ["*i64", "*i64", "*fp64", "i32", "i32", "i32"],
     "_group_gram_sums_kernel": ["*fp64", "*i64", "*fp64", "i32", "i32"],
     "_combine_kernel": ["*i64", "*i64", "*fp32", "i32"],
+    "_rule_weights_kernel": ["*fp64", *["*fp32"] * 5, "i32", "i32"],
+    "_rule_weights_kernel/scores": ["*fp32", *["*fp32"] * 5, "i32", "i32"],
+    "_rule_of_norms_kernel": [*("*fp64", "*i64", "*fp32", "*fp32", "*fp64", "*fp32"), "i32"],
     "_cross_entropy_rows_kernel": ["*i64", "*i64", "*i64", "*fp64", *["*fp64"] * 4, "i32"],
     "_cross_entropy_rows_kernel/soft": ["*i64", "*i64", "*fp32", "*fp32", *["*fp64"] * 4, "i32"],
     "_cross_entropy_means_kernel": [
-        *("*fp64", "*fp64", "*i64", "*i64", "*fp32"),
-        *("*fp32", "*fp32", "*fp64", "i32", "i32"),
+        *("*fp64", "*fp64", "*i64", "*fp32", "*fp32", "*fp32", "*fp64", "*fp32"),
+        *("i32", "i32", "i32", "i32", "i32"),
     ],
     "_cross_entropy_backward_kernel": [
         *("*i64", "*i64", "*i64", "*i64", "*fp64"),
@@ -71,7 +74,22 @@ _EVERYTHING = {"SOFT": True, "WEIGHTED": True, "SMOOTHING": 0.1, "SCALED": True}
 _MOST = {"NOISE": True, "MEASURED": True}
 _LEAST = {"NOISE": False, "MEASURED": False}
 _SGD = {"HAS_MOMENTUM": True, "IS_FIRST_STEP": False, "NESTEROV": True}
+_EQUAL = {"RULE": "equal_norms", "FIRST": 0.5, "SECOND": 1e3}
+_OGM = {"RULE": "ogm", "FIRST": 0.3, "SECOND": 0.0}
 VARIANTS = {
+    "_rule_weights_kernel": [
+        {**_EQUAL, "BLOCK": 8},
+        {"RULE": "mmpareto", "FIRST": 1.0, "SECOND": 0.0, "BLOCK": 32},
+        {"RULE": "pcgrad", "FIRST": 0.0, "SECOND": 0.0, "BLOCK": 8},
+        {"RULE": "pcgrad", "FIRST": 0.0, "SECOND": 0.0, "BLOCK": 32},
+        {"RULE": "gradnorm", "FIRST": 1.5, "SECOND": 0.025, "BLOCK": 32},
+    ],
+    "_rule_weights_kernel/scores": [{**_OGM, "BLOCK": block} for block in (4, 16)],
+    "_rule_of_norms_kernel": [
+        {**_EQUAL, "IN_UPDATE": in_update, "ROWS": rows, "BLOCK": 4096 // rows}
+        for in_update in (True, False)
+        for rows in (4, 16)
+    ],
     "_modulated_sgd_kernel": [
         {**_SGD, **_MOST, "STATE": None},
         {**_SGD, **_LEAST, "STATE": tl.float32},
@@ -79,7 +97,11 @@ VARIANTS = {
     ],
     "_cross_entropy_rows_kernel": [_PLAIN],
     "_cross_entropy_rows_kernel/soft": [_EVERYTHING],
-    "_cross_entropy_means_kernel": [{**_PLAIN, "WEIGHTED": True}],
+    "_cross_entropy_means_kernel": [
+        {**_PLAIN, "WEIGHTED": True, **rule, "ROWS": rows, "BLOCK": 2048 // rows}
+        for rule in (_OGM, {"RULE": None, "FIRST": 0.0, "SECOND": 0.0})
+        for rows in (2, 16)
+    ],
     "_cross_entropy_backward_kernel": [_PLAIN],
     "_cross_entropy_backward_kernel/soft": [_EVERYTHING],
     "_adam_tensors_kernel": [{"STEPS": 6, "NOISE": True}],
@@ -97,10 +119,12 @@ OPTIONS = {
     "_modulate_noise_kernel": "NOISE_OPTIONS",
     "_group_gram_kernel": "TWO_CHUNK_OPTIONS",
     "_combine_kernel": "TWO_CHUNK_OPTIONS",
+    "_rule_weights_kernel": "ROW_OPTIONS",
+    "_rule_of_norms_kernel": "TILE_OPTIONS",
+    "_cross_entropy_means_kernel": "TILE_OPTIONS",
     "_modality_scores_kernel": "ROW_OPTIONS",
     "_modality_means_kernel": "ROW_OPTIONS",
     "_cross_entropy_rows_kernel": "ROW_OPTIONS",
-    "_cross_entropy_means_kernel": "ROW_OPTIONS",
     "_cross_entropy_backward_kernel": "ROW_OPTIONS",
 }
 
@@ -162,8 +186,8 @@ def main(capability: int) -> dict[str, dict]:
             variants = VARIANTS.get(kernel, [{}])
             for i, variant in enumerate(variants):
                 row = compile_kernel(function, KERNELS[kernel], dtype, variant, capability)
-                number = f" {i}" if len(variants) > 1 else ""
-                report[f"{kernel}[{dtype}{number}]" if depends else kernel] = row
+                which = [str(dtype)] * depends + [str(i)] * (len(variants) > 1)
+                report[f"{kernel}[{' '.join(which)}]" if which else kernel] = row
     return report
 
 

@@ -125,6 +125,7 @@ ALLOWED = {
         "modgrad.observation",
         "modgrad.records",
     },
+    "modgrad.amp": {"modgrad.ops", "modgrad.optimizer"},
     "modgrad.snapshot": set(),
     "modgrad.blending": {
         "modgrad.balancers",

@@ -13,6 +13,7 @@ import pytest
 import torch
 import updates
 
+from modgrad import rules
 from modgrad.backends.philox import normals
 
 SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
@@ -138,3 +139,37 @@ def test_larger_keeps_nan(formulas):
     assert formulas.larger(3.0, 2.0) == 3
     assert np.isnan(formulas.larger(np.nan, 2.0))
     assert np.isnan(formulas.larger(2.0, np.nan))
+
+
+def test_gradnorm_by_hand(formulas):
+    """G = (1, 3), mean 2, r = (4/3, 2/3), targets (8/3, 4/3): the first weight grows."""
+    gram = [1.0, 0.0, 0.0, 9.0]
+    states = [[1.0, 1.0], [2.0, 2.0]]
+    gradnorm = list(rules.RULES).index("gradnorm")
+    weights, new = formulas.decide(gradnorm, [1.0, 0.1], 1, 2, [], gram, [2.0, 1.0], states)
+    assert weights == [1.0, 1.0]
+    stepped = np.array([1 + 0.1 * 1, 1 - 0.1 * 3])
+    np.testing.assert_allclose(new, [*(2 * stepped / stepped.sum()), 2.0, 2.0], rtol=1e-7)
+
+
+@pytest.mark.parametrize("M", [2, 4])
+@pytest.mark.parametrize(("number", "name"), list(enumerate(rules.RULES)))
+def test_rules_equal_the_definition(formulas, number, name, M):
+    kind = rules.RULES[name]
+    parameters = [0.7, 0.3] if name != "equal_norms" else [0.7, 3.0]
+    parameters = parameters[: kind.num_parameters]
+    K = 1 if not kind.compares_losses else M + 1
+    for _ in range(20):
+        x = torch.randn(M, K, K + 1, dtype=torch.float64)
+        gram, scores = x @ x.transpose(1, 2), torch.rand(M)
+        losses, states = torch.rand(K), [torch.rand(K) for _ in range(kind.num_states)]
+        statistic = scores if kind.reads == "scores" else gram
+        rule = rules.Rule(name, tuple(parameters))
+        expected, new = rules.weights(rule, statistic, losses, tuple(states))
+        found, found_new = formulas.decide(
+            *(number, parameters, M, K, scores.tolist(), gram.flatten().tolist()),
+            *(losses.tolist(), [s.tolist() for s in states]),
+        )
+        np.testing.assert_allclose(found, expected.flatten(), rtol=2**-23)
+        if new:
+            np.testing.assert_allclose(found_new, torch.cat(new), rtol=2**-23)

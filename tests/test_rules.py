@@ -136,6 +136,28 @@ def test_gradnorm_keeps_its_weights_where_an_update_is_not_finite(backend, devic
     assert torch.equal(new[0], state[0])
 
 
+def test_parameters_keep_float64(backend, device):
+    """w - lr |g| = 1 - 0.995: what an lr of float32 is off by grows two hundredfold."""
+    rule = GradNorm(1.0, 0.1).rule
+    gram = torch.diag(torch.tensor([9.95, 3.0], dtype=torch.float64, device=device) ** 2)[None]
+    losses, ones = torch.tensor([0.2, 0.9], device=device), torch.ones(2, device=device)
+    _, (w, _) = modgrad.rule_weights(gram, rule, losses, (ones, ones), backend=backend)
+    assert w[0] < 0.01
+    compare(w, rules.weights(rule, gram, losses, (ones, ones))[1][0])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0, 3.0])
+def test_powers_of_ratios_that_are_not_positive(backend, device, alpha):
+    rule = GradNorm(alpha, 0.01).rule
+    gram, _, state = inputs_of(rule, 2, device)
+    for loss in (-0.4, 0.0):
+        losses = torch.tensor([loss, 0.5, 0.9], device=device)
+        _, new = modgrad.rule_weights(gram, rule, losses, state, backend=backend)
+        exact = rules.weights(rule, gram, losses, state)[1]
+        compare(new[0], exact[0])
+        assert torch.equal(new[1], exact[1])
+
+
 def test_nothing_changes_in_place(backend, device):
     rule = RULED["gradnorm"].rule
     given = inputs_of(rule, 3, device)

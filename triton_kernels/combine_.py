@@ -12,6 +12,7 @@ from modgrad.triton_kernels.device import element, load_chunk, store_chunk
 from modgrad.triton_kernels.table import (
     CHUNK,
     TWO_CHUNK_OPTIONS,
+    ChunkTable,
     address_grid,
     chunk_table,
     read_row,
@@ -41,6 +42,28 @@ def _combine_kernel(
     store_chunk(element(grads, num_losses, first, DTYPE), total, count, DTYPE, CHUNK)
 
 
+def launch_combined(addresses: Tensor, table: ChunkTable, weights: Tensor) -> None:
+    with torch.cuda.device_of(weights):
+        for dtype, rows in table.launches:
+            _combine_kernel[(len(rows),)](
+                addresses, rows, weights, weights.shape[1], dtype, CHUNK, **TWO_CHUNK_OPTIONS
+            )
+
+
+def combine_table(
+    out: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    tensor: Sequence[int],
+    loss: Sequence[int],
+    num_losses: int,
+) -> Tensor:
+    """int64 [P, K + 1]: where the gradients of each tensor lie, and the output."""
+    P, K = len(out), num_losses
+    row, column = [*tensor, *range(P)], [*loss, *([K] * P)]
+    addresses: Tensor = address_grid([*grads, *out], row, column, P, K + 1)
+    return addresses
+
+
 def launch_combine_(
     out: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -49,12 +72,6 @@ def launch_combine_(
     group: Sequence[int],
     weights: Tensor,
 ) -> None:
-    P, (M, K) = len(out), weights.shape
-    weights = weights.contiguous()
-    table = chunk_table(out, group, M)
-    addresses = address_grid([*grads, *out], [*tensor, *range(P)], [*loss, *([K] * P)], P, K + 1)
-    with torch.cuda.device_of(weights):
-        for dtype, rows in table.launches:
-            _combine_kernel[(len(rows),)](
-                addresses, rows, weights, K, dtype, CHUNK, **TWO_CHUNK_OPTIONS
-            )
+    M, K = weights.shape
+    addresses = combine_table(out, grads, tensor, loss, K)
+    launch_combined(addresses, chunk_table(out, group, M), weights.contiguous())

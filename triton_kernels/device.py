@@ -93,3 +93,21 @@ def sum_range(x: tl.tensor, ranges: tl.tensor, index: tl.tensor, BLOCK: tl.const
         total += tl.load(x + lanes, mask=lanes < end, other=0.0)
         first += BLOCK
     return tl.sum(total, 0)
+
+
+@triton.jit
+def sum_ranges(
+    x: tl.tensor, ranges: tl.tensor, num: tl.tensor, ROWS: tl.constexpr, BLOCK: tl.constexpr
+) -> tl.tensor:
+    """``sum_range`` of the first ``num`` ranges, side by side: [ROWS], 0 from ``num`` on."""
+    row = tl.arange(0, ROWS)
+    first = tl.load(ranges + 2 * row, mask=row < num, other=0)
+    end = tl.load(ranges + 2 * row + 1, mask=row < num, other=0)
+    longest = tl.max(end - first, 0)
+    total = tl.zeros((ROWS, BLOCK), tl.float64)
+    done = tl.zeros((), tl.int64)
+    while done < longest:
+        lanes = (first + done)[:, None] + tl.arange(0, BLOCK)[None, :]
+        total += tl.load(x + lanes, mask=lanes < end[:, None], other=0.0)
+        done += BLOCK
+    return tl.sum(total, 1)

@@ -16,6 +16,7 @@ from modgrad.triton_kernels.table import (
     CHUNK,
     OPTIONS,
     TWO_CHUNK_OPTIONS,
+    ChunkTable,
     address_grid,
     chunk_table,
     read_row,
@@ -30,12 +31,13 @@ def pair_number(k: tl.tensor, j: tl.tensor, num_losses: tl.tensor) -> tl.tensor:
     return k * (2 * num_losses - k - 1) // 2 + j
 
 
-# neither specialized: a loss or a chunk more compiles nothing anew
-@triton.jit(do_not_specialize=["num_losses", "num_chunks"])
+# none specialized: a loss or a chunk more compiles nothing anew
+@triton.jit(do_not_specialize=["columns", "num_losses", "num_chunks"])
 def _group_gram_kernel(
-    addresses: tl.tensor,  # [P, K], 0 where a gradient is missing
+    addresses: tl.tensor,  # [P, columns], K gradients first, 0 where one is missing
     rows: tl.tensor,  # [chunks, 5]
     partial: tl.tensor,  # [pairs, all chunks], zeros
+    columns: tl.tensor,
     num_losses: tl.tensor,
     num_chunks: tl.tensor,
     DTYPE: tl.constexpr,
@@ -43,7 +45,7 @@ def _group_gram_kernel(
 ) -> None:
     """partial[(k, j), c] = sum over chunk c of g_k g_j, in float64."""
     tensor, first, count, _, slot = read_row(rows)
-    grads = addresses + tensor * num_losses
+    grads = addresses + tensor * columns
     k = tl.zeros((), tl.int64)
     while k < num_losses:
         if tl.load(grads + k) != 0:
@@ -81,6 +83,24 @@ def _group_gram_sums_kernel(
         tl.store(gram + j * num_losses + k, total)
 
 
+def launch_gram(addresses: Tensor, table: ChunkTable, num_losses: int) -> Tensor:
+    """float64 [G, K, K] from a row of ``addresses`` a tensor, the K gradients' first."""
+    K, num_groups = num_losses, len(table.groups)
+    partial = addresses.new_zeros(K * (K + 1) // 2, table.num_chunks, dtype=torch.float64)
+    out = addresses.new_empty(num_groups, K, K, dtype=torch.float64)
+    with torch.cuda.device_of(out):
+        for dtype, rows in table.launches:
+            _group_gram_kernel[(len(rows),)](
+                *(addresses, rows, partial, addresses.shape[1], K, table.num_chunks),
+                *(dtype, CHUNK),
+                **TWO_CHUNK_OPTIONS,
+            )
+        _group_gram_sums_kernel[(num_groups, K, K)](
+            partial, table.groups, out, K, table.num_chunks, BLOCK, **OPTIONS
+        )
+    return out
+
+
 def launch_group_gram(
     grads: Sequence[Tensor],
     tensor: Sequence[int],
@@ -89,20 +109,9 @@ def launch_group_gram(
     num_groups: int,
     num_losses: int,
 ) -> Tensor:
-    K = num_losses
     # a tensor that a loss reaches, with one of its gradients: all have its size and dtype
     reached = dict(zip(tensor, grads, strict=True))
     place = {t: p for p, t in enumerate(reached)}
     table = chunk_table(list(reached.values()), [group[t] for t in reached], num_groups)
-    addresses = address_grid(grads, [place[t] for t in tensor], loss, len(reached), K)
-    partial = grads[0].new_zeros(K * (K + 1) // 2, table.num_chunks, dtype=torch.float64)
-    out = grads[0].new_empty(num_groups, K, K, dtype=torch.float64)
-    with torch.cuda.device_of(out):
-        for dtype, rows in table.launches:
-            _group_gram_kernel[(len(rows),)](
-                addresses, rows, partial, K, table.num_chunks, dtype, CHUNK, **TWO_CHUNK_OPTIONS
-            )
-        _group_gram_sums_kernel[(num_groups, K, K)](
-            partial, table.groups, out, K, table.num_chunks, BLOCK, **OPTIONS
-        )
-    return out
+    addresses = address_grid(grads, [place[t] for t in tensor], loss, len(reached), num_losses)
+    return launch_gram(addresses, table, num_losses)

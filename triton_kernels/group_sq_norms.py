@@ -9,7 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from modgrad.triton_kernels.device import element, load_chunk, sum_range
-from modgrad.triton_kernels.table import CHUNK, OPTIONS, address_table, chunk_table, read_row
+from modgrad.triton_kernels.table import (
+    CHUNK,
+    OPTIONS,
+    ChunkTable,
+    address_table,
+    chunk_table,
+    read_row,
+)
 
 BLOCK = 4096  # partial sums a step: 16 million elements, so that a large group takes few steps
 
@@ -23,9 +30,11 @@ def _group_sq_norms_kernel(
     CHUNK: tl.constexpr,
 ) -> None:
     """partial[c] = sum over chunk c of x^2, in float64, where no float32 overflows or vanishes."""
-    tensor, first, count, _, slot = read_row(rows)
-    x = load_chunk(element(addresses, tensor, first, DTYPE), count, DTYPE, CHUNK).to(tl.float64)
-    tl.store(partial + slot, tl.sum(x * x, 0))
+    tensor, first, count, group, slot = read_row(rows)
+    if group >= 0:  # a shared parameter is in no sum
+        x = load_chunk(element(addresses, tensor, first, DTYPE), count, DTYPE, CHUNK)
+        wide = x.to(tl.float64)
+        tl.store(partial + slot, tl.sum(wide * wide, 0))
 
 
 @triton.jit
@@ -40,15 +49,21 @@ def _group_sums_kernel(
     tl.store(out + g, sum_range(partial, groups, g, BLOCK))
 
 
+def launch_partial_sums(addresses: Tensor, table: ChunkTable) -> Tensor:
+    """The sum of squares of each chunk, float64 [all chunks]; garbage where a tensor is shared."""
+    partial = addresses.new_empty(table.num_chunks, dtype=torch.float64)
+    for kind, rows in table.launches:
+        dtype = kind[0] if isinstance(kind, tuple) else kind
+        _group_sq_norms_kernel[(len(rows),)](addresses, rows, partial, dtype, CHUNK, **OPTIONS)
+    return partial
+
+
 def launch_group_sq_norms(
     tensors: Sequence[Tensor], group: Sequence[int], num_groups: int
 ) -> Tensor:
     table = chunk_table(tensors, group, num_groups)
-    partial = tensors[0].new_empty(table.num_chunks, dtype=torch.float64)
     out = tensors[0].new_empty(num_groups, dtype=torch.float64)
-    addresses = address_table(tensors)
     with torch.cuda.device_of(out):
-        for dtype, rows in table.launches:
-            _group_sq_norms_kernel[(len(rows),)](addresses, rows, partial, dtype, CHUNK, **OPTIONS)
+        partial = launch_partial_sums(address_table(tensors), table)
         _group_sums_kernel[(num_groups,)](partial, table.groups, out, BLOCK, **OPTIONS)
     return out

@@ -9,8 +9,20 @@ import triton.language as tl
 from torch import Tensor
 
 from modgrad.triton_kernels.device import element, load_chunk, widen
-from modgrad.triton_kernels.table import BLOCK, ROW_OPTIONS, address_table, row_table
+from modgrad.triton_kernels.rule_weights import constants
+from modgrad.triton_kernels.rules import of_one_loss
+from modgrad.triton_kernels.table import (
+    BLOCK,
+    ROW_OPTIONS,
+    TWO_CHUNK_OPTIONS,
+    address_table,
+    row_table,
+    side_by_side,
+)
 from modgrad.triton_kernels.targets import counts, peak_mass, probability, spread_mass
+
+TILE = 2048  # losses a step, of all modalities together, and as many scores: 4 of each a thread
+TILE_OPTIONS = TWO_CHUNK_OPTIONS
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
@@ -92,36 +104,47 @@ def _cross_entropy_rows_kernel(
         tl.store(mass + b, row_mass)
 
 
-@triton.jit(do_not_specialize=["ignore_index"])
+@triton.jit(do_not_specialize=["num_modalities", "num_rows", "num_joint", "ignore_index"])
 def _cross_entropy_means_kernel(
     row_losses: tl.tensor,  # [M * B]
     row_scores: tl.tensor,  # [M * B]
-    slots: tl.tensor,  # [M, 2]: first and end slot
     targets: tl.tensor,  # [B], or [B, C]
     class_weights: tl.tensor,  # [C]
     losses: tl.tensor,  # [M]
     scores: tl.tensor,  # [M]
     mass: tl.tensor,  # [B + 1]
+    weights: tl.tensor,  # [M], with a rule
+    num_modalities: tl.tensor,
+    num_rows: tl.tensor,
+    num_joint: tl.tensor,
     num_classes: tl.tensor,
     ignore_index: tl.tensor,
+    RULE: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     SOFT: tl.constexpr,
     WEIGHTED: tl.constexpr,
 ) -> None:
-    """losses[m] = sum_b row_losses / sum_b w, scores[m] the mean over samples that count."""
-    m = tl.program_id(0)
-    begin = tl.load(slots + 2 * m)
-    num_rows = tl.load(slots + 2 * m + 1) - begin
-    loss = tl.zeros((BLOCK,), tl.float64)
-    score = tl.zeros((BLOCK,), tl.float64)
+    """losses[m] = sum_b row_losses / sum_b w, scores[m] the mean over samples that count; weights.
+
+    One program, whatever M is: the samples' weights are added up once, and a rule needs all scores.
+    """
+    m = tl.arange(0, ROWS)
+    is_modality = m < num_modalities
+    row = m.to(tl.int64)[:, None] * num_rows
+    loss = tl.zeros((ROWS, BLOCK), tl.float64)
+    score = tl.zeros((ROWS, BLOCK), tl.float64)
     total = tl.zeros((BLOCK,), tl.float64)
     count = tl.zeros((BLOCK,), tl.float64)
     first = tl.zeros((), tl.int64)
     while first < num_rows:
         b = first + tl.arange(0, BLOCK)
         kept = b < num_rows
-        loss += tl.load(row_losses + begin + b, mask=kept, other=0.0)
-        score += tl.load(row_scores + begin + b, mask=kept, other=0.0)
+        there = is_modality[:, None] & kept[None, :]
+        loss += tl.load(row_losses + row + b[None, :], mask=there, other=0.0)
+        score += tl.load(row_scores + row + b[None, :], mask=there, other=0.0)
         weight = tl.full((BLOCK,), 1.0, tl.float64)
         if not SOFT:
             y = tl.load(targets + b, mask=kept, other=0)
@@ -134,11 +157,15 @@ def _cross_entropy_means_kernel(
         count += tl.where(kept, 1.0, 0.0)
         first += BLOCK
     total_weight = tl.sum(total, 0)
-    mean = tl.sum(loss, 0) / total_weight
-    tl.store(losses + m, mean.to(losses.dtype.element_ty))
-    tl.store(scores + m, (tl.sum(score, 0) / tl.sum(count, 0)).to(tl.float32))
-    if m == 0:
-        tl.store(mass + num_rows, total_weight)
+    tl.store(mass + num_rows, total_weight)
+    mean = tl.sum(loss, 1) / total_weight
+    tl.store(losses + m, mean.to(losses.dtype.element_ty), mask=is_modality)
+    mean_score = (tl.sum(score, 1) / tl.sum(count, 0)).to(tl.float32)
+    tl.store(scores + m, mean_score, mask=is_modality)
+    if RULE is not None:
+        takes_part = is_modality & (m >= num_joint)
+        found = of_one_loss(mean_score.to(tl.float64), takes_part, RULE, FIRST, SECOND, ROWS)
+        tl.store(weights + m, found.to(tl.float32), mask=is_modality)
 
 
 def launch_modality_cross_entropy(
@@ -147,11 +174,15 @@ def launch_modality_cross_entropy(
     class_weights: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rule: str | None = None,
+    parameters: Sequence[float] | None = None,
+    num_joint: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, M, new = len(targets), len(logits), logits[0].new_empty
     wide = any(x.dtype == torch.float64 for x in logits)
     losses = new(M, dtype=torch.float64 if wide else torch.float32)
     scores = new(M, dtype=torch.float32)
+    weights = new(0 if rule is None else M, dtype=torch.float32)
     lse, mass = new(M, B, dtype=torch.float64), new(B + 1, dtype=torch.float64)
     row_losses, row_scores = new(2, M * B, dtype=torch.float64).unbind()
     table = row_table(logits, range(M))
@@ -177,19 +208,10 @@ def launch_modality_cross_entropy(
                 label_smoothing,
                 **ROW_OPTIONS,
             )
-        _cross_entropy_means_kernel[(M,)](
-            row_losses,
-            row_scores,
-            table.slots,
-            targets,
-            w,
-            losses,
-            scores,
-            mass,
-            logits[0].shape[1],
-            ignore_index,
-            BLOCK,
-            *kind,
-            **ROW_OPTIONS,
+        _cross_entropy_means_kernel[(1,)](
+            *(row_losses, row_scores, targets, w, losses, scores, mass, weights),
+            *(M, B, num_joint, logits[0].shape[1], ignore_index),
+            *(*constants(rule, parameters), *side_by_side(M, TILE), *kind),
+            **TILE_OPTIONS,
         )
-    return losses, scores, lse, mass
+    return losses, scores, lse, mass, weights

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from modgrad.triton_kernels.device import element, load_chunk, store_chunk
 from modgrad.triton_kernels.noise import launch_noise
-from modgrad.triton_kernels.table import CHUNK, OPTIONS, address_table, chunk_table, read_row
+from modgrad.triton_kernels.table import (
+    CHUNK,
+    OPTIONS,
+    ChunkTable,
+    address_table,
+    chunk_table,
+    read_row,
+)
 
 
 @triton.jit
@@ -30,6 +37,11 @@ def _modulate_kernel(
         store_chunk(x, scaled, count, DTYPE, CHUNK)
 
 
+def launch_scaled(addresses: Tensor, table: ChunkTable, weights: Tensor) -> None:
+    for dtype, rows in table.launches:
+        _modulate_kernel[(len(rows),)](addresses, rows, weights, dtype, CHUNK, **OPTIONS)
+
+
 def launch_modulate_(
     grads: Sequence[Tensor],
     group: Sequence[int],
@@ -44,5 +56,4 @@ def launch_modulate_(
         if noise is not None and seed is not None:
             launch_noise(table, addresses, weights, noise.contiguous(), seed)
         else:
-            for dtype, rows in table.launches:
-                _modulate_kernel[(len(rows),)](addresses, rows, weights, dtype, CHUNK, **OPTIONS)
+            launch_scaled(addresses, table, weights)

@@ -160,6 +160,8 @@ def launch_modulated_adam_(
     seed: Tensor | None = None,
     stream: Sequence[int] | None = None,
     sq_norms: Tensor | None = None,
+    rule: str | None = None,
+    parameters: Sequence[float] | None = None,
 ) -> None:
     lists = [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps]
     amsgrad = len(max_exp_avg_sqs) > 0
@@ -169,7 +171,7 @@ def launch_modulated_adam_(
     with torch.cuda.device_of(weights):
         update = prepare(
             *(lists, exp_avgs, group, weights, lr, numbers, maximize, scale_update),
-            *(lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms),
+            *(lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule, parameters),
         )
         P = update.num_tensors
         tensors = weights.new_empty((P, PER_TENSOR.value), dtype=torch.float64)

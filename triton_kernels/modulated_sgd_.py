@@ -89,13 +89,15 @@ def launch_modulated_sgd_(
     seed: Tensor | None = None,
     stream: Sequence[int] | None = None,
     sq_norms: Tensor | None = None,
+    rule: str | None = None,
+    parameters: Sequence[float] | None = None,
 ) -> None:
     lists = [params, grads, momentum_buffers]
     numbers = [momentum, 1 - dampening, weight_decay]
     with torch.cuda.device_of(weights):
         update = prepare(
             *(lists, momentum_buffers, group, weights, lr, numbers, maximize, scale_update),
-            *(lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms),
+            *(lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule, parameters),
         )
         for (dtype, state), rows in update.chunks.launches:
             _modulated_sgd_kernel[(len(rows),)](

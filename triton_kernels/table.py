@@ -141,6 +141,12 @@ def _chunk_table(
     )
 
 
+def side_by_side(num_sums: int, size: int) -> tuple[int, int]:
+    """ROWS and BLOCK of a tile of that size, in which one program adds up so many sums."""
+    rows = triton.next_power_of_2(num_sums)
+    return rows, max(size // rows, 1)
+
+
 class RowTable(NamedTuple):
     """The logits of a batch, of which a program takes a row; all int64."""
 

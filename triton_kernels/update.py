@@ -17,6 +17,7 @@ from torch import Tensor
 from modgrad.triton_kernels.device import element, load_chunk, sum_range
 from modgrad.triton_kernels.noise import launch_deviations
 from modgrad.triton_kernels.philox import normals
+from modgrad.triton_kernels.rule_of_norms import launch_rule_of_norms
 from modgrad.triton_kernels.table import (
     OPTIONS,
     TWO_CHUNK_OPTIONS,
@@ -203,8 +204,13 @@ def prepare(
     seed: Tensor | None,
     stream: Sequence[int] | None,
     sq_norms: Tensor | None,
+    rule: str | None,
+    parameters: Sequence[float] | None,
 ) -> Update:
-    """One upload of all that is new in a step; with noise, the spread of the gradients."""
+    """One upload of all that is new in a step; then what the update needs to know of all gradients.
+
+    That is their spread with noise, and with a rule the weights, which it overwrites.
+    """
     params, P, weights = lists[0], len(lists[0]), weights.contiguous()
     fixed = [lr, -1.0 if maximize else 1.0, 1.0, float(scale_update), 0.0, *numbers]
     head = np.zeros(NUMBERS.value)
@@ -215,11 +221,17 @@ def prepare(
     table = upload(values, params[0].device)
     chunks = chunk_table(params, group, len(weights), states if states else params)
     absent = table.view(torch.float64)
+    lr_tensor = absent[LR.value :] if lr_tensor is None else lr_tensor
+    grad_scale = absent[GRAD_SCALE.value :] if grad_scale is None else grad_scale
+    found_inf = absent[FOUND_INF.value :] if found_inf is None else found_inf
     deviations, is_noisy = absent, noise is not None and seed is not None
+    gradients = table[NUMBERS.value + 3 * P :][:P]
     if noise is not None:
         noise = noise.contiguous()
-        first = NUMBERS.value + 3 * P
-        deviations = launch_deviations(chunks, table[first : first + P], noise)
+        deviations = launch_deviations(chunks, gradients, noise)
+    if rule is not None:
+        scale = grad_scale, found_inf
+        launch_rule_of_norms(gradients, chunks, weights, rule, parameters, scale=scale)
     partial = absent
     if sq_norms is not None:
         partial = weights.new_empty((2, chunks.num_chunks), dtype=torch.float64)
@@ -228,9 +240,9 @@ def prepare(
         chunks,
         P,
         weights,
-        absent[LR.value :] if lr_tensor is None else lr_tensor,
-        absent[GRAD_SCALE.value :] if grad_scale is None else grad_scale,
-        absent[FOUND_INF.value :] if found_inf is None else found_inf,
+        lr_tensor,
+        grad_scale,
+        found_inf,
         weights if noise is None else noise,
         deviations,
         table if seed is None else seed,

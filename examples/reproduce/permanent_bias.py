@@ -8,9 +8,9 @@ Deep Linear Networks, ICML 2024.
 import sys
 
 import numpy as np
-from equal_norms import EqualNorms
 from report import Report
 
+from modgrad import EqualNorms
 from modgrad.figures import LEGEND, LINES
 from modgrad.theory import DeepLinear, SecondOrder, predict_unimodal_phase
 
@@ -65,7 +65,7 @@ def interpolation(report, axes, seeds):
     never = sum(predict_unimodal_phase(s, **settings).permanent for s in problems)
     what = "30 samples: seeds predicted to be permanent"
     report.row(what, f"{seeds}", f"{never}", never == seeds)
-    runs["equal norms"] = train(problems, 2, balancer=EqualNorms())
+    runs["equal norms"] = train(problems, 2, balancer=EqualNorms(cap=1e6))
     for kind, run in runs.items():
         parts = run.norms("B")[-1] / run.norms("A")[-1]
         late = kind == "late fusion"

@@ -89,7 +89,7 @@ def _steps(axes: Any, steps: Sequence[list[Row]]) -> None:
             style = {"color": "0.85", "edgecolor": "black", "hatch": hatch}
             axes.barh(place, added, **style)
             axes.plot([low, high], [place, place], color="black", linewidth=1)
-            names.append(f"{row['provider']} ({where(row).split(', ')[0]})")
+            names.append(f"{row['provider']} ({', '.join(where(row).split(', ')[:2])})")
             place += 1
     axes.set_yticks(range(place), names, fontsize=6)
     axes.invert_yaxis()

@@ -1,4 +1,4 @@
-// csrc/math.h, csrc/plan.h and csrc/updates.h for Python: the CPU runs the very formulas that the GPU does.
+// csrc/math.h, csrc/plan.h, csrc/rules.h and csrc/updates.h for Python: the CPU runs the very formulas that the GPU does.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,6 +8,7 @@
 
 #include "../../csrc/math.h"
 #include "../../csrc/plan.h"
+#include "../../csrc/rules.h"
 #include "../../csrc/updates.h"
 
 namespace py = pybind11;
@@ -35,6 +36,19 @@ PYBIND11_MODULE(modgrad_native_formulas, m) {
     std::vector<std::tuple<int64_t, int64_t, int64_t>> chunks;
     for (const modgrad::Chunk& c : plan.chunks) chunks.emplace_back(c.tensor, c.begin, c.size);
     return std::make_tuple(chunks, plan.tasks);
+  });
+  m.def("decide", [](int name, std::vector<double> parameters, int64_t num_modalities, int64_t num_losses,
+                     std::vector<float> scores, std::vector<double> gram, std::vector<float> losses,
+                     std::vector<std::vector<float>> states) {
+    modgrad::Rule rule = {static_cast<modgrad::RuleName>(name), {}, num_modalities, num_losses, scores.data(),
+                          gram.data(), losses.data(), {}};
+    std::copy(parameters.begin(), parameters.end(), rule.parameters);
+    for (size_t s = 0; s < states.size(); ++s) rule.states[s] = states[s].data();
+    std::vector<float> weights(num_modalities * num_losses), next(states.size() * num_losses);
+    std::vector<double> scratch(2 * num_modalities * num_losses);
+    for (int64_t i = 0; i < num_modalities; ++i)
+      modgrad::decide(rule, i, {weights.data(), next.data(), scratch.data()});
+    return std::make_tuple(weights, next);
   });
   m.def("weighted", [](double lr, double weight, double noise, double spread, double grad_scale, bool scale_update,
                        bool maximize) {
