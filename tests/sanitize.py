@@ -1,5 +1,6 @@
 """Every op on small CUDA tensors, checked against the reference: for compute-sanitizer."""
 
+import os
 import sys
 
 import torch
@@ -59,6 +60,46 @@ def updates(
     return changed
 
 
+def decisions(
+    grads: list[torch.Tensor],
+    per_loss: list[list[torch.Tensor | None]],
+    group: list[int],
+    logits: list[torch.Tensor],
+    targets: torch.Tensor,
+    backend: str,
+) -> list[torch.Tensor]:
+    """What rules decide, and what follows: alone, from gradients, in an update, from scores."""
+    out = []
+    equal = modgrad.EqualNorms(0.5).rule
+    gram = torch.rand(300, 1, 1, device="cuda", dtype=torch.float64)
+    out += [modgrad.rule_weights(gram, equal, backend=backend)[0]]
+    for cooperative in "10":
+        os.environ["MODGRAD_COOPERATIVE"] = cooperative
+        changed = [g.clone() for g in grads]
+        out += [*modgrad.balance_(changed, group, 3, equal, backend=backend)[:2], *changed]
+    del os.environ["MODGRAD_COOPERATIVE"]
+    for balancer in (modgrad.PCGrad(), modgrad.GradNorm()):
+        state = torch.ones(2, 2, device="cuda").unbind() if balancer.rule.name == "gradnorm" else ()
+        combined = [torch.empty_like(g) for g in grads]
+        found = modgrad.balance_(
+            *(per_loss, group, 3, balancer.rule, targets[:2] + 0.5, state),
+            out=combined,
+            backend=backend,
+        )
+        out += [found.gram, found.weights, *found.state, *combined]
+    for M in (3, 9):  # with sums and rule in one launch, and in two
+        params, weights = [g.abs() for g in grads], torch.empty(M, device="cuda")
+        modgrad.modulated_sgd_(
+            params, grads, [], group, weights, lr=0.1, rule=equal, backend=backend
+        )
+        out += [weights, *params]
+    leaves = [x.clone().requires_grad_() for x in logits]
+    rule = modgrad.OGM(0.5).rule
+    balanced = modgrad.balanced_cross_entropy(leaves, targets, rule, backend=backend)
+    out += [*balanced, *torch.autograd.grad(balanced.losses.sum(), leaves)]
+    return [x.detach() for x in out]
+
+
 def run(backend: str) -> None:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
@@ -82,6 +123,8 @@ def run(backend: str) -> None:
             combined = [torch.empty_like(g) for g in grads]
             modgrad.combine_(combined, per_loss, group, matrix, backend=name)
             updated = updates(grads, group, weights, noise, name)
+            torch.manual_seed(1)
+            decided = decisions(grads, per_loss, group, logits, targets, name)
             out[name] = [
                 modgrad.group_sq_norms(grads, group, 3, backend=name),
                 modgrad.modality_scores(logits, targets, backend=name),
@@ -90,6 +133,7 @@ def run(backend: str) -> None:
                 *combined,
                 *changed,
                 *updated,
+                *decided,
                 *(f.grad for f in features),
             ]
         for found, expected in zip(out[backend], out["reference"], strict=True):
