@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
-ARCHITECTURES = (80, 90, 100, 120)
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 FILES = sorted((SOURCE / "csrc" / "cuda").glob("*.cu"))
 
 # Four float types, four loads in flight each.
