@@ -11,7 +11,8 @@ from torch import Tensor
 
 from modgrad import checks, rules
 from modgrad.backends import select
-from modgrad.ops import _dense, _per_loss, _write_back
+from modgrad.calls import write_back
+from modgrad.ops import _dense, _per_loss
 from modgrad.rules import Rule
 
 
@@ -142,5 +143,5 @@ def balance_(
     gram, weights, new = chosen.balance_(
         *(dense, *per_loss, group, num_groups, K, rule.name, rule.parameters, losses, states)
     )
-    _write_back(in_place, dense)
+    write_back(in_place, dense)
     return Balanced(gram, weights, new.unbind())

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from modgrad import update_parts as parts
 from modgrad.modulator import Modulator
 from modgrad.records import Pending
-from modgrad.updates import Apply
+from modgrad.update_options import Apply
 
 
 class FusedStep:

@@ -13,19 +13,7 @@ from torch import Tensor
 from modgrad import checks
 from modgrad.backends import native, select
 from modgrad.backends.layout import is_dense
-
-# What the native ops raise before they change anything, on tensors they cannot take.
-_REFUSALS = (RuntimeError, TypeError, NotImplementedError)
-
-
-def _is_native(tensors: Sequence[Tensor], backend: str | None) -> bool:
-    """Whether the native backend is to run, which checks every tensor itself.
-
-    Checking 1,000 of them here first would take longer than the op. Where it refuses, the checks
-    below name the culprit; where they find none, the tensors are made dense for it.
-    """
-    first = tensors[0] if tensors else None
-    return isinstance(first, Tensor) and select(first.device, backend) is native
+from modgrad.calls import REFUSALS, is_native, seed_on, write_back
 
 
 def _dense(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -53,8 +41,8 @@ def group_sq_norms(
     Returns:
         float64 [num_groups].
     """
-    if _is_native(tensors, backend):
-        with suppress(*_REFUSALS):
+    if is_native(tensors, backend):
+        with suppress(*REFUSALS):
             return native.group_sq_norms(tensors, group, num_groups)
     device = checks.tensors("tensors", tensors)
     checks.group(group, len(tensors), num_groups)
@@ -97,13 +85,13 @@ def modulate_(
     weights = weights.detach().float().contiguous()
     if noise is not None:
         checks.vector("noise", noise, len(weights), device)
-        seed = _seed(seed, device)
+        seed = seed_on(device, seed)
         noise = noise.detach().float().contiguous()
     elif seed is not None:
         raise ValueError("`seed` is given without `noise`")
     dense: Sequence[Tensor] | None = None
-    if _is_native(grads, backend):
-        with suppress(*_REFUSALS):  # around the op alone: what follows must not make it run twice
+    if is_native(grads, backend):
+        with suppress(*REFUSALS):  # around the op alone: what follows must not make it run twice
             native.modulate_(grads, group, weights, noise, seed)
             dense = grads
     if dense is None:
@@ -112,28 +100,7 @@ def modulate_(
         checks.group(group, len(grads), len(weights))
         dense = _dense(grads)
         select(device, backend).modulate_(dense, group, weights, noise, seed)
-    _write_back(grads, dense)
-
-
-def _write_back(tensors: Sequence[Tensor], dense: Sequence[Tensor]) -> None:
-    """After an op in place: fill the tensors that it saw as copies, and tell autograd."""
-    for tensor, changed in zip(tensors, dense, strict=True):
-        if changed is not tensor and changed.data_ptr() != tensor.data_ptr():
-            tensor.copy_(changed)
-    torch.autograd.graph.increment_version(tensors)
-
-
-def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    if seed is None:
-        raise ValueError("`seed` is None, allowed with `noise`: an integer or an int64 tensor")
-    if not isinstance(seed, Tensor):
-        return torch.tensor(seed, dtype=torch.int64, device=device)
-    if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
-        raise ValueError(
-            f"`seed` is {seed.dtype} {list(seed.shape)} on {seed.device},"
-            f" allowed: one int64 element on {device}"
-        )
-    return seed
+    write_back(grads, dense)
 
 
 @torch.no_grad()
@@ -282,4 +249,4 @@ def combine_(
     dense = _dense(out)
     chosen = select(device, backend)
     chosen.combine_(dense, *per_loss, group, weights.detach().float().contiguous())
-    _write_back(out, dense)
+    write_back(out, dense)

@@ -14,8 +14,8 @@ from modgrad.modalities import Modalities
 from modgrad.modulator import Modulator
 from modgrad.observation import Observation
 from modgrad.records import Options
+from modgrad.update_options import Apply, check_apply
 from modgrad.update_parts import why_not
-from modgrad.updates import Apply
 
 
 class _StepHook:
@@ -149,8 +149,7 @@ class ModulatedOptimizer(Optimizer):
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"`optimizer` is {type(optimizer).__name__}, allowed: an Optimizer")
-        if apply not in ("gradient", "update"):
-            raise ValueError(f"`apply` is {apply!r}, allowed: 'gradient', 'update'")
+        check_apply(apply)
         if apply == "update" and fused is False:
             raise ValueError("`apply` is 'update' with fused=False, allowed: fused=True or None")
         fused = True if apply == "update" else fused

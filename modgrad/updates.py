@@ -6,102 +6,15 @@ checkpoint of one is a checkpoint of the other. Shape letters: M groups of weigh
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from modgrad import checks, rules, update_lists
+from modgrad import checks, update_lists, update_options
 from modgrad.backends import native, select
-from modgrad.ops import _REFUSALS, _is_native, _seed, _write_back
-from modgrad.rules import Rule
-
-Apply = Literal["gradient", "update"]
-
-
-def _one(name: str, value: Tensor | None, device: torch.device) -> Tensor | None:
-    """One float32 element on the device, as ``GradScaler`` hands them to fused optimizers."""
-    if value is None or (
-        isinstance(value, Tensor)
-        and value.dtype == torch.float32
-        and value.numel() == 1
-        and value.device == device
-    ):
-        return value
-    kind = type(value).__name__
-    found = (
-        f"{value.dtype} {list(value.shape)} on {value.device}" if hasattr(value, "dtype") else kind
-    )
-    raise ValueError(f"`{name}` is {found}, allowed: one float32 element on {device}")
-
-
-def _in_range(name: str, value: float, low: float = 0.0, high: float = float("inf")) -> None:
-    if not low <= value < high:
-        raise ValueError(f"`{name}` is {value}, allowed: [{low:g}, {high:g})")
-
-
-def _options(
-    lr: float | Tensor,
-    weights: Tensor,
-    num_params: int,
-    *,
-    maximize: bool,
-    apply: Apply,
-    noise: Tensor | None,
-    seed: int | Tensor | None,
-    stream: Sequence[int] | None,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    sq_norms: Tensor | None,
-    rule: Rule | None,
-) -> dict[str, Any]:
-    """The arguments in which both updates end, checked and as backends take them."""
-    device, M = weights.device, len(weights)
-    if apply not in ("gradient", "update"):
-        raise ValueError(f"`apply` is {apply!r}, allowed: 'gradient', 'update'")
-    lr_tensor = None
-    if isinstance(lr, Tensor):
-        lr_tensor = _one("lr", lr.detach().to(device, torch.float32), device)
-    else:
-        _in_range("lr", lr)
-    if noise is not None:
-        checks.vector("noise", noise, M, device)
-        noise, seed = noise.detach().float().contiguous(), _seed(seed, device)
-    elif seed is not None:
-        raise ValueError("`seed` is given without `noise`")
-    if stream is not None and len(stream) != num_params:
-        raise ValueError(f"`stream` has {len(stream)} entries, allowed: {num_params}")
-    if sq_norms is not None and (
-        sq_norms.dtype != torch.float64
-        or sq_norms.shape != (2, M)
-        or sq_norms.device != device
-        or not sq_norms.is_contiguous()
-    ):
-        found = f"{sq_norms.dtype} {list(sq_norms.shape)} on {sq_norms.device}"
-        raise ValueError(
-            f"`sq_norms` is {found}, allowed: contiguous torch.float64 [2, {M}] on {device}"
-        )
-    of_rule: dict[str, Any] = {}
-    if rule is not None:
-        kind = rules.check(rule)
-        if kind.reads != "gram" or kind.compares_losses:
-            raise ValueError(f"`rule` is {rule.name!r}, allowed: one of norms, 'equal_norms'")
-        if weights.dtype != torch.float32 or not weights.is_contiguous():
-            found = f"{weights.dtype} of stride {weights.stride()}"
-            raise ValueError(f"`weights` is {found}, allowed with `rule`: contiguous torch.float32")
-        of_rule = {"rule": rule.name, "parameters": rule.parameters}
-    return {
-        **of_rule,
-        "maximize": maximize,
-        "scale_update": apply == "update",
-        "lr_tensor": lr_tensor,
-        "grad_scale": _one("grad_scale", grad_scale, device),
-        "found_inf": _one("found_inf", found_inf, device),
-        "noise": noise,
-        "seed": seed,
-        "stream": stream,
-        "sq_norms": sq_norms,
-    }
+from modgrad.calls import REFUSALS, is_native, write_back
+from modgrad.update_options import UpdateOptions, in_range
 
 
 def _update(
@@ -115,22 +28,22 @@ def _update(
     lr: float | Tensor,
     hyperparameters: Sequence[float | bool],
     backend: str | None,
-    options: dict[str, Any],
+    options: UpdateOptions,
 ) -> None:
     """Check, choose a backend, call its op; states are in the order of the op's arguments."""
     if not isinstance(weights, Tensor):
         raise TypeError(f"`weights` is {type(weights).__name__}, allowed: a tensor")
     checks.vector("weights", weights, None, weights.device)
-    options = _options(lr, weights, len(params), **options)
+    ending = update_options.checked(lr, weights, len(params), **options)
     weights = weights.detach().float().contiguous()
     rate = 0.0 if isinstance(lr, Tensor) else float(lr)
     counted = [] if steps is None else [steps]
     present = {name: values for name, values in states.items() if values}
     lists = [params, grads, *states.values()]
     changed: Sequence[Sequence[Tensor]] | None = None
-    if _is_native(params, backend):
-        with suppress(*_REFUSALS):  # around the op alone: what follows must not make it run twice
-            getattr(native, op)(*lists, *counted, group, weights, rate, *hyperparameters, **options)
+    if is_native(params, backend):
+        with suppress(*REFUSALS):  # around the op alone: what follows must not make it run twice
+            getattr(native, op)(*lists, *counted, group, weights, rate, *hyperparameters, **ending)
             changed = lists
     if changed is None:
         device = update_lists.check(params, grads, present, steps, group, len(weights))
@@ -139,11 +52,11 @@ def _update(
         tight = update_lists.dense([params, grads, *present.values()])
         changed = tight + [[] for _ in range(len(states) - len(present))]
         chosen = getattr(select(device, backend), op)
-        chosen(*changed, *counted, group, weights, rate, *hyperparameters, **options)
+        chosen(*changed, *counted, group, weights, rate, *hyperparameters, **ending)
     if changed is not lists:
         for i, tensors in enumerate(lists):
             if i != 1:  # gradients are only read
-                _write_back(tensors, changed[i])
+                write_back(tensors, changed[i])
     # Of what a graph can hold: to touch 1,000 tensors that left the cache takes 0.2 ms a list.
     torch.autograd.graph.increment_version(params)
 
@@ -161,17 +74,9 @@ def modulated_sgd_(
     dampening: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    maximize: bool = False,
     is_first_step: bool = False,
-    apply: Apply = "gradient",
-    noise: Tensor | None = None,
-    seed: int | Tensor | None = None,
-    stream: Sequence[int] | None = None,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-    sq_norms: Tensor | None = None,
-    rule: Rule | None = None,
     backend: str | None = None,
+    **options: Unpack[UpdateOptions],
 ) -> None:
     """A step of ``torch.optim.SGD`` in which every gradient is scaled by its group's weight.
 
@@ -206,7 +111,7 @@ def modulated_sgd_(
     ICML 2013, as in ``torch.optim.SGD``; the weights as in ``modulate_``.
     """
     for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
-        _in_range(name, value)
+        in_range(name, value)
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError("`nesterov` is True, allowed with momentum above 0 and dampening 0")
     if bool(momentum_buffers) != (momentum != 0):
@@ -215,19 +120,6 @@ def modulated_sgd_(
             f" allowed with momentum {momentum}: {len(params) if momentum else 0}"
         )
     hyperparameters = (momentum, dampening, weight_decay, nesterov, is_first_step)
-    options: dict[str, Any] = {
-        "maximize": maximize,
-        "apply": apply,
-        "noise": noise,
-        "seed": seed,
-        "stream": stream,
-    }
-    options |= {
-        "grad_scale": grad_scale,
-        "found_inf": found_inf,
-        "sq_norms": sq_norms,
-        "rule": rule,
-    }
     states = {"momentum_buffers": momentum_buffers}
     _update(
         *("modulated_sgd_", params, grads, states, None, group, weights, lr),
@@ -245,13 +137,13 @@ def _adam(
     weight_decay: float,
     decoupled: bool,
     backend: str | None,
-    options: dict[str, Any],
+    options: UpdateOptions,
 ) -> None:
     params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = lists
     for i, beta in enumerate(betas):
-        _in_range(f"betas[{i}]", beta, high=1.0)
+        in_range(f"betas[{i}]", beta, high=1.0)
     for name, value in (("eps", eps), ("weight_decay", weight_decay)):
-        _in_range(name, value)
+        in_range(name, value)
     states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "max_exp_avg_sqs": max_exp_avg_sqs}
     _update(
         *("modulated_adam_", params, grads, states, steps, group, weights, lr),
@@ -274,16 +166,8 @@ def modulated_adam_(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     max_exp_avg_sqs: Sequence[Tensor] = (),
-    maximize: bool = False,
-    apply: Apply = "gradient",
-    noise: Tensor | None = None,
-    seed: int | Tensor | None = None,
-    stream: Sequence[int] | None = None,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-    sq_norms: Tensor | None = None,
-    rule: Rule | None = None,
     backend: str | None = None,
+    **options: Unpack[UpdateOptions],
 ) -> None:
     """A step of ``torch.optim.Adam`` in which every gradient is scaled by its group's weight.
 
@@ -320,19 +204,6 @@ def modulated_adam_(
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015; Reddi et al., On
     the Convergence of Adam and Beyond, ICLR 2018 (amsgrad); the weights as in ``modulate_``.
     """
-    options: dict[str, Any] = {
-        "maximize": maximize,
-        "apply": apply,
-        "noise": noise,
-        "seed": seed,
-        "stream": stream,
-    }
-    options |= {
-        "grad_scale": grad_scale,
-        "found_inf": found_inf,
-        "sq_norms": sq_norms,
-        "rule": rule,
-    }
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps)
     _adam(lists, group, weights, lr, betas, eps, weight_decay, False, backend, options)
 
@@ -352,16 +223,8 @@ def modulated_adamw_(
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
     max_exp_avg_sqs: Sequence[Tensor] = (),
-    maximize: bool = False,
-    apply: Apply = "gradient",
-    noise: Tensor | None = None,
-    seed: int | Tensor | None = None,
-    stream: Sequence[int] | None = None,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-    sq_norms: Tensor | None = None,
-    rule: Rule | None = None,
     backend: str | None = None,
+    **options: Unpack[UpdateOptions],
 ) -> None:
     """A step of ``torch.optim.AdamW`` in which every gradient is scaled by its group's weight.
 
@@ -371,18 +234,5 @@ def modulated_adamw_(
 
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019.
     """
-    options: dict[str, Any] = {
-        "maximize": maximize,
-        "apply": apply,
-        "noise": noise,
-        "seed": seed,
-        "stream": stream,
-    }
-    options |= {
-        "grad_scale": grad_scale,
-        "found_inf": found_inf,
-        "sq_norms": sq_norms,
-        "rule": rule,
-    }
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps)
     _adam(lists, group, weights, lr, betas, eps, weight_decay, True, backend, options)

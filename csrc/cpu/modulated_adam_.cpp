@@ -1,4 +1,5 @@
 // Adam and AdamW with the weight of each parameter's group folded in: one pass.
+#include "half.h"
 #include "update_rule.h"
 
 namespace modgrad {
@@ -6,6 +7,10 @@ namespace {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
+
+// Elements between a prefetch and its use: on one core, 22 M float32 parameters take 0.95 times as long.
+// None beyond the end of a tensor: with 1,000 small ones that took 1.15 times as long.
+constexpr int64_t kAhead = 256, kPrefetched = 64;
 
 template <typename T, typename S>
 struct Pointers {
@@ -25,7 +30,7 @@ inline __attribute__((always_inline)) void step(Pointers<T, S> at, const wide_t<
   S* __restrict__ largest = at.largest;
   const W* __restrict__ added = added_;
   const Adam<W> a = a_;
-  for (int64_t i = 0; i < n; ++i) {
+  const auto element = [&](int64_t i) __attribute__((always_inline)) {
     W x = static_cast<W>(grad[i]) * weight;
     if (kNoise) x += added[i];
     W p = static_cast<W>(param[i]), m = static_cast<W>(first[i]), v = static_cast<W>(second[i]);
@@ -38,7 +43,18 @@ inline __attribute__((always_inline)) void step(Pointers<T, S> at, const wide_t<
     }
     adam_parameter(a, p, m, used);
     param[i] = static_cast<T>(p);
+  };
+  int64_t i = 0;
+  for (; i + kAhead + kPrefetched <= n; i += kPrefetched) {
+    for (int64_t j = i + kAhead; j < i + kAhead + kPrefetched; j += kCacheLine / static_cast<int64_t>(sizeof(T))) {
+      prefetch(param + j);
+      prefetch(grad + j);
+      prefetch(first + j);
+      prefetch(second + j);
+    }
+    for (int64_t j = i; j < i + kPrefetched; ++j) element(j);
   }
+  for (; i < n; ++i) element(i);
 }
 
 #define MODGRAD_ADAM(T, S)                                                                                        \
@@ -52,10 +68,28 @@ inline __attribute__((always_inline)) void step(Pointers<T, S> at, const wide_t<
 MODGRAD_ADAM(float, float)
 MODGRAD_ADAM(double, double)
 MODGRAD_ADAM(double, float)
-MODGRAD_ADAM(Half, Half)
-MODGRAD_ADAM(Half, float)
 MODGRAD_ADAM(BFloat16, BFloat16)
 MODGRAD_ADAM(BFloat16, float)
+
+template <typename S>
+void update(Pointers<Half, S> at, const float* added, int64_t n, float weight, const Adam<float>& a) {
+  float param[kHalfBlock], grad[kHalfBlock], m[kHalfBlock], v[kHalfBlock], largest[kHalfBlock];
+  const bool amsgrad = at.largest != nullptr;
+  for (int64_t begin = 0; begin < n; begin += kHalfBlock) {
+    const int64_t size = std::min(kHalfBlock, n - begin);
+    widen(at.param + begin, param, size);
+    widen(at.grad + begin, grad, size);
+    widen(at.m + begin, m, size);
+    widen(at.v + begin, v, size);
+    if (amsgrad) widen(at.largest + begin, largest, size);
+    update(Pointers<float, float>{param, grad, m, v, amsgrad ? largest : nullptr},
+           added != nullptr ? added + begin : nullptr, size, weight, a);
+    narrow(param, at.param + begin, size);
+    narrow(m, at.m + begin, size);
+    narrow(v, at.v + begin, size);
+    if (amsgrad) narrow(largest, at.largest + begin, size);
+  }
+}
 
 // Every step counter one further; what the new numbers mean. The powers cost 60 ns a parameter, and the
 // parameters of a group mostly took the same number of steps.

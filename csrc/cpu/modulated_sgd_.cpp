@@ -1,4 +1,5 @@
 // SGD with the weight of each parameter's group folded in: one pass.
+#include "half.h"
 #include "update_rule.h"
 
 namespace modgrad {
@@ -47,10 +48,23 @@ inline __attribute__((always_inline)) void steps(T* p, const T* g, S* b, const w
 MODGRAD_SGD(float, float)
 MODGRAD_SGD(double, double)
 MODGRAD_SGD(double, float)
-MODGRAD_SGD(Half, Half)
-MODGRAD_SGD(Half, float)
 MODGRAD_SGD(BFloat16, BFloat16)
 MODGRAD_SGD(BFloat16, float)
+
+template <typename S>
+void update(Half* p, const Half* g, S* b, const float* added, int64_t n, float weight, const Sgd<float>& s,
+            Momentum momentum) {
+  float param[kHalfBlock], grad[kHalfBlock], buffer[kHalfBlock];
+  for (int64_t begin = 0; begin < n; begin += kHalfBlock) {
+    const int64_t size = std::min(kHalfBlock, n - begin);
+    widen(p + begin, param, size);
+    widen(g + begin, grad, size);
+    if (b != nullptr) widen(b + begin, buffer, size);
+    update(param, grad, buffer, added != nullptr ? added + begin : nullptr, size, weight, s, momentum);
+    narrow(param, p + begin, size);
+    if (b != nullptr) narrow(buffer, b + begin, size);
+  }
+}
 
 void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
                     const std::vector<AtenTensorHandle>& momentum_buffers, const std::vector<int64_t>& group,

@@ -3,11 +3,11 @@
 
 #include <optional>
 
-#include "../tensors.h"
+#include "../handles.h"
 
 namespace modgrad {
 
-Tensor group_sq_norms(const std::vector<Tensor>& tensors, const std::vector<int64_t>& group, int64_t num_groups);
+Tensor group_sq_norms(const std::vector<Array>& arrays, const std::vector<int64_t>& group, int64_t num_groups);
 void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& group, const Tensor& weights,
                const std::optional<Tensor>& noise, const std::optional<Tensor>& seed);
 Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,

@@ -14,6 +14,10 @@
 
 namespace modgrad {
 
+constexpr int64_t kCacheLine = 64;
+
+inline __attribute__((always_inline)) void prefetch(const void* address) { __builtin_prefetch(address); }
+
 // Another thread for every 4 tasks: for less, some 0.5 ms, it gains little, and where another program has
 // the core, waiting for it costs milliseconds.
 constexpr int64_t kTasksPerThread = 4;

@@ -72,6 +72,7 @@ def one_loss(setting: Setting) -> Case:
         "plain": plainly,
         "FixedWeights": step(modgrad.FixedWeights({"audio": 0.5}), two),
         "OGM": step(modgrad.OGM(0.3), two),
+        "EqualNorms": step(modgrad.EqualNorms(), two),
         "OGM with GE noise": step(modgrad.OGM(0.3, noise=1.0), two),
         "AGM, late fusion": partial(by_responses, agm),
         "ConditionalLearningSpeed": step(modgrad.ConditionalLearningSpeed(FUSION), four),

@@ -1,5 +1,6 @@
 """Cases of the ops over lists of gradients."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -95,8 +96,9 @@ def modulate_(
     return Case("modulate_", providers, check, config, bytes=2 * _bytes(values), cold=True)
 
 
-def norms_and_scaling(shapes: str, device: str, dtype: torch.dtype = torch.float32) -> Case:
+def balance_(shapes: str, device: str, dtype: torch.dtype = torch.float32) -> Case:
     """Norms, weights from them, scaling: what a norm-based balancer and clipping have in common."""
+    rule = modgrad.EqualNorms().rule
     values, group = tensors(shapes, device, dtype)
     index, lists = torch.tensor(group, device=device), baselines.by_group(values, group, 2)
     params = [torch.empty_like(t).requires_grad_() for t in values]
@@ -111,16 +113,30 @@ def norms_and_scaling(shapes: str, device: str, dtype: torch.dtype = torch.float
         sq_norms = baselines.foreach_group_sq_norms(values, index, 2)
         baselines.foreach_modulate_(lists, weights(sq_norms))
 
-    def ours(backend: str) -> None:
+    def in_parts(backend: str) -> None:
         sq_norms = modgrad.group_sq_norms(values, group, 2, backend=backend)
-        modgrad.modulate_(values, group, weights(sq_norms), backend=backend)
+        found, _ = modgrad.rule_weights(sq_norms[:, None, None], rule, backend=backend)
+        modgrad.modulate_(values, group, found[:, 0], backend=backend)
+
+    def at_once(backend: str, launches: str | None = None) -> None:
+        """``launches``: 1 for one cooperative launch, 0 for some, None for the default."""
+        if launches is not None:
+            os.environ["MODGRAD_COOPERATIVE"] = launches
+        modgrad.balance_(values, group, 2, rule, backend=backend)
+        if launches is not None:
+            del os.environ["MODGRAD_COOPERATIVE"]
 
     def clip() -> None:
         # a norm of all, and a product with 1: the same traffic
         torch.nn.utils.clip_grad_norm_(params, 1e9, foreach=True)
 
     providers: dict[str, Callable[[], Any]] = {"foreach": foreach, "clip_grad_norm_": clip}
-    providers |= {f"modgrad, {name}": partial(ours, name) for name in kernels(device)}
+    for name in kernels(device):
+        providers[f"modgrad, {name}"] = partial(at_once, name)
+        providers[f"modgrad, {name}, three ops"] = partial(in_parts, name)
+    if device == "cuda" and "native" in kernels(device):
+        providers["modgrad, native, one launch"] = partial(at_once, "native", "1")
+        providers["modgrad, native, in parts"] = partial(at_once, "native", "0")
 
     def check() -> None:
         for name, provider in providers.items():
@@ -134,7 +150,7 @@ def norms_and_scaling(shapes: str, device: str, dtype: torch.dtype = torch.float
 
     config = _config(shapes, dtype)
     size = 3 * _bytes(values)
-    return Case("norms and scaling", providers, check, config, bytes=size, cold=True)
+    return Case("balance_", providers, check, config, bytes=size, cold=True)
 
 
 def _several(

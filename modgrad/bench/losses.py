@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import modgrad
+from modgrad import rules
 from modgrad.bench import baselines
 from modgrad.bench.case import COMPILED, Case, kernels
 
@@ -140,6 +141,49 @@ def modality_cross_entropy(
         for provider in providers.values():
             torch.testing.assert_close(provider(), expected)
 
-    # logits read twice, their gradients written
-    size = 3 * sum(x.numel() * x.element_size() for x in logits)
-    return Case("modality_cross_entropy", providers, check, config, bytes=size)
+    return Case("modality_cross_entropy", providers, check, config, bytes=_bytes(logits))
+
+
+def _bytes(logits: list[Tensor]) -> int:
+    """Logits are read twice, their gradients written."""
+    return 3 * sum(x.numel() * x.element_size() for x in logits)
+
+
+def balanced_cross_entropy(
+    batch: int,
+    classes: int,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    modalities: int = 3,
+    compiled: bool = False,
+) -> Case:
+    """Losses, scores, OGM's weights and the weighted gradients of all logits."""
+    logits, targets, config = _batch(batch, classes, modalities, device, dtype)
+    for x in logits:
+        x.requires_grad_()
+    rule = modgrad.OGM(0.3).rule
+
+    def loop(*logits: Tensor) -> Tensor:
+        each = torch.stack([F.cross_entropy(x.float(), targets) for x in logits])
+        scores = baselines.stacked_scores([x.detach().float() for x in logits], targets)
+        return (each * rules.weights(rule, scores)[0][:, 0]).sum()
+
+    def ours(backend: str) -> Tensor:
+        return modgrad.balanced_cross_entropy(logits, targets, rule, backend=backend).losses.sum()
+
+    def run(total: Callable[[], Tensor]) -> list[Tensor]:
+        return list(torch.autograd.grad(total(), logits))
+
+    first = "F.cross_entropy, softmax, OGM"
+    providers: dict[str, Callable[[], Any]] = {first: partial(run, partial(loop, *logits))}
+    if compiled:
+        fused = torch.compile(loop)
+        providers[first + COMPILED] = partial(run, partial(fused, *logits))
+    providers |= {f"modgrad, {n}": partial(run, partial(ours, n)) for n in kernels(device)}
+
+    def check() -> None:
+        expected = run(partial(loop, *logits))
+        for provider in providers.values():
+            torch.testing.assert_close(provider(), expected)
+
+    return Case("balanced_cross_entropy", providers, check, config, bytes=_bytes(logits))

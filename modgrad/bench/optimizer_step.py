@@ -30,17 +30,31 @@ def optimizer_step(shapes: str, device: str) -> Case:
     def adamw(**options: Any) -> torch.optim.AdamW:
         return torch.optim.AdamW(params, lr=1e-6, **options)
 
-    def modulated(optimizer: torch.optim.Optimizer, **options: Any) -> torch.optim.Optimizer:
+    def modulated(
+        optimizer: torch.optim.Optimizer, balancer: Any = None, **options: Any
+    ) -> torch.optim.Optimizer:
         modalities = modgrad.Modalities(model, first="first", second="second")
-        balancer = modgrad.FixedWeights(WEIGHTS)
+        balancer = balancer or modgrad.FixedWeights(WEIGHTS)
         return modgrad.ModulatedOptimizer(optimizer, modalities, balancer, **options)
 
     norms = frozenset({"grad_sq_norms"})
-    clipped = adamw(fused=True)
+    clipped, scaled, ours_scaled = adamw(fused=True), adamw(fused=True), modulated(adamw())
 
     def clip() -> None:
         torch.nn.utils.clip_grad_norm_(params, 1e9)
         clipped.step()
+
+    def scaled_step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        """The scale is 1, which costs what any other does, and leaves the gradients."""
+        scaler.step(optimizer)
+        scaler.update()
+
+    scalers = [
+        kind(device, init_scale=1.0, growth_interval=10**9)
+        for kind in (torch.amp.GradScaler, modgrad.GradScaler)
+    ]
+    for scaler in scalers:
+        scaler.scale(torch.ones((), device=device))  # makes its state
 
     optimizers: dict[str, torch.optim.Optimizer] = {
         "AdamW(fused=True)": adamw(fused=True),
@@ -48,12 +62,22 @@ def optimizer_step(shapes: str, device: str) -> Case:
         "modgrad over AdamW(fused=True)": modulated(adamw(fused=True)),
         "modgrad over AdamW()": modulated(adamw()),
         "modgrad over AdamW(fused=True), norms": modulated(adamw(fused=True), record=norms),
+        "modgrad over AdamW(fused=True), by norms": modulated(
+            adamw(fused=True), modgrad.EqualNorms(cap=1.0)
+        ),
     }
     providers: dict[str, Callable[[], Any]] = {
         name: partial(optimizer.step) for name, optimizer in optimizers.items()
     }
     providers["clip_grad_norm_, AdamW(fused=True)"] = clip
-    stepping = {**optimizers, "clip_grad_norm_, AdamW(fused=True)": clipped}
+    providers["GradScaler, AdamW(fused=True)"] = partial(scaled_step, scalers[0], scaled)
+    providers["modgrad.GradScaler, modgrad"] = partial(scaled_step, scalers[1], ours_scaled)
+    stepping = {
+        **optimizers,
+        "clip_grad_norm_, AdamW(fused=True)": clipped,
+        "GradScaler, AdamW(fused=True)": scaled,
+        "modgrad.GradScaler, modgrad": ours_scaled,
+    }
 
     def first_moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
         return [optimizer.state[p]["exp_avg"] for p in params]
@@ -63,6 +87,8 @@ def optimizer_step(shapes: str, device: str) -> Case:
         weights = [list(WEIGHTS.values())[m] for m in sorted(group)]
         for name, provider in providers.items():
             scale = weights if name.startswith("modgrad") else [1.0] * len(params)
+            if name.endswith("by norms"):  # capped to 1
+                scale = [1.0] * len(params)
             now = [p.grad.clone() for p in params if p.grad is not None]
             expected = [0.1 * g * w for g, w in zip(now, scale, strict=True)]
             if stepping[name].state:

@@ -41,7 +41,7 @@ def save(rows: Sequence[Row], path: Path) -> None:
         draw(figure.add_subplot(grid[i, :]))
     for i, (draw, _) in enumerate(small):
         draw(figure.add_subplot(grid[len(wide) + i // 2, i % 2]))
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
 
 
 def _axes(curves: Sequence[tuple[str, str, str, list[Row], float]]) -> list[str]:

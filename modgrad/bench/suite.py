@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from modgrad.bench import balancing, gradients, losses, models, scaling, updates
+from modgrad.bench import balancing, gradients, losses, models, rules, scaling, updates
 from modgrad.bench.case import Case
 from modgrad.bench.optimizer_step import optimizer_step
 from modgrad.bench.other_methods import with_other_methods
@@ -60,13 +60,20 @@ def _ops(device: str, quick: bool) -> Iterator[Entry]:
             for op in (gradients.group_sq_norms, gradients.modulate_):
                 build = partial(op, shapes, compiled=compiled, **of)
                 yield Entry(f"{op.__name__}, {shapes}", build, OP, compiled)
-            for other in (gradients.norms_and_scaling, gradients.group_gram, gradients.combine_):
+            for other in (gradients.balance_, gradients.group_gram, gradients.combine_):
                 yield Entry(f"{other.__name__}, {shapes}", partial(other, shapes, **of), OP)
         for classes in (10, 1000):
-            size: dict[str, Any] = {"batch": 64, "classes": classes, "compiled": compile_here, **of}
-            for loss in (losses.modality_scores, losses.modality_cross_entropy):
+            compiled = compile_here and (device == "cuda" or classes == 1000)
+            size: dict[str, Any] = {"batch": 64, "classes": classes, "compiled": compiled, **of}
+            for loss in (
+                losses.modality_scores,
+                losses.modality_cross_entropy,
+                losses.balanced_cross_entropy,
+            ):
                 label = f"{loss.__name__}, {classes} classes"
-                yield Entry(label, partial(loss, **size), OP / 2, compile_here)
+                yield Entry(label, partial(loss, **size), OP / 2, compiled)
+        for name in ("ogm", "mmpareto") if dtype is torch.float32 else ():
+            yield Entry(f"rule_weights, {name}", partial(rules.rule_weights, name, device), OP / 2)
         build = partial(losses.scale_backward, 64, 512, **of)
         yield Entry("scale_backward", build, OP / 2)
         for method in ("sgd", "adam", "adamw"):

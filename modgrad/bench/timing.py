@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 WARM_UP = 1  # rounds; what is lazy has happened in the correctness gate before
-_SLOW = 2  # times the first provider: such a one sits out rounds, so that others have more
 _FEWEST = 3  # rounds of such a one
 _CYCLES_PER_SECOND = 2e9  # of a GPU's clock, from above
 
@@ -97,8 +96,11 @@ def _nothing() -> None: ...
 
 
 def _rounds_between(ratio: float) -> int:
-    """How many rounds a provider waits that takes so many times the first one's time."""
-    return min(8, max(1, round(ratio / _SLOW)))
+    """In which n-th rounds a provider is that takes so many times the first one's time.
+
+    A slow one sits out the others, so that all have about the same time, and most more rounds.
+    """
+    return min(8, max(1, int(ratio)))
 
 
 def _on_device(

@@ -75,15 +75,19 @@ def modulated_update(
         for g, scale in enumerate(weights.reciprocal().unbind()):
             stock(indices[g], of_group[g], scale)
 
-    def ours(backend: str, **more: Any) -> None:
+    def ours(backend: str, w: Tensor = weights, **more: Any) -> None:
         options = {"lr": LR, "weight_decay": decay, "backend": backend, **more}
         if method == "sgd":
-            modgrad.modulated_sgd_(
-                *(params, grads, first, group, weights), momentum=MOMENTUM, **options
-            )
+            modgrad.modulated_sgd_(*(params, grads, first, group, w), momentum=MOMENTUM, **options)
             return
         update = modgrad.modulated_adam_ if method == "adam" else modgrad.modulated_adamw_
-        update(*(params, grads, first, second, steps, group, weights), **options)
+        update(*(params, grads, first, second, steps, group, w), **options)
+
+    found = torch.ones_like(weights)
+
+    def by_norms(backend: str) -> None:
+        """The weights are found from this step's norms, in the same op."""
+        ours(backend, found, rule=modgrad.EqualNorms().rule)
 
     providers: dict[str, Callable[[], Any]] = {
         "stock, no weights": partial(stock, everything, grads),
@@ -94,6 +98,7 @@ def modulated_update(
         providers[f"modgrad, {name}"] = partial(ours, name)
         if name != "reference":
             providers[f"modgrad, {name}, norms"] = partial(ours, name, sq_norms=sq_norms)
+            providers[f"modgrad, {name}, by norms"] = partial(by_norms, name)
 
     def check() -> None:
         """The first moments after one step."""
@@ -101,12 +106,12 @@ def modulated_update(
         for name, provider in providers.items():
             for values in states:
                 torch._foreach_zero_(values)
-            plain = name == "stock, no weights"
-            expected = [
-                (share * x.float() * (1.0 if plain else weights[g])).to(dtype)
-                for x, g in zip(grads, group, strict=True)
-            ]
+            before = [x.to(torch.float32, copy=True) for x in grads]  # grad_scale writes to them
             provider()
+            used = found if name.endswith("by norms") else weights
+            if name == "stock, no weights":
+                used = torch.ones_like(weights)
+            expected = [(share * x * used[g]).to(dtype) for x, g in zip(before, group, strict=True)]
             torch.testing.assert_close(first, expected)
 
     # parameters, gradients and states are read; all but the gradients are written
