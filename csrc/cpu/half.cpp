@@ -1,5 +1,7 @@
 #include "half.h"
 
+#include "parallel.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MODGRAD_F16C 1
 #include <immintrin.h>
@@ -26,7 +28,7 @@ const bool kHasF16c = __builtin_cpu_supports("x86-64-v3");
 MODGRAD_V3 void widen_v3(const Half* x, float* out, int64_t n) {
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
-    __builtin_prefetch(x + i + kHalfBlock);
+    prefetch(x + i + kHalfBlock);  // of the next block: what follows works on the cache alone
     for (int64_t j = i; j < i + 32; j += 8)
       _mm256_storeu_ps(out + j, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + j))));
   }

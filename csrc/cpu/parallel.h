@@ -1,4 +1,4 @@
-// Threads over the tasks of a plan, and code for more than one instruction set.
+// Threads over the tasks of a plan, code for more than one instruction set, and prefetching.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
