@@ -19,9 +19,11 @@ from torch import nn
 
 import modgrad
 from modgrad import diagnostics
+from modgrad.bench.gradients import group_sq_norms
 from modgrad.bench.machine import commit
 from modgrad.bench.models import tensors
 from modgrad.bench.timing import interleaved
+from modgrad.bench.updates import modulated_update
 from modgrad.demo.data import load
 from modgrad.demo.methods import METHODS
 from modgrad.demo.network import MODALITIES
@@ -48,6 +50,28 @@ def noise():
         "ns an element": 1e6 * measured["with"].median / elements,
         "times a step without": measured["with"].ratio,
     }
+
+
+def updates():
+    """AdamW of weights known, and of weights by norms, over torch's; norms over _foreach_norm."""
+    found = {}
+    for name, shapes, dtype in (
+        ("22 M float32", "2x resnet18", torch.float32),
+        ("22 M float16", "2x resnet18", torch.float16),
+        ("1,000 small", "1000 small", torch.float32),
+    ):
+        update = modulated_update("adamw", shapes, "cpu", dtype).providers
+        norms = group_sq_norms(shapes, "cpu", dtype).providers
+        pairs = [
+            [update[n] for n in ("stock, no weights", "modgrad, native")],
+            [update[n] for n in ("stock, no weights", "modgrad, native, by norms")],
+            [norms[n] for n in ("foreach", "modgrad, native")],
+        ]
+        found[name] = [
+            interleaved({"theirs": theirs, "ours": ours}, 8.0)["ours"].ratio
+            for theirs, ours in pairs
+        ]
+    return found
 
 
 def log():
@@ -138,7 +162,7 @@ def main(only=""):
         lines = {x["what"]: x for x in map(json.loads, RESULTS.read_text().splitlines())}
     about = {"device": device_name(torch.device("cpu")), "threads": 1, "torch": torch.__version__}
     about |= {"modgrad": modgrad.__version__, "commit": commit(), "date": date.today().isoformat()}
-    for function in (noise, log, shares):
+    for function in (noise, updates, log, shares):
         if only in function.__name__:
             line = {"what": function.__name__, "values": _rounded(function())}
             line |= {"conditions": function.__doc__, **about}
