@@ -87,6 +87,8 @@ class Decider:
             return None
         weights = torch.ones(self.num_modalities, 1, device=self.memory.step.device)
         decision = self._decision(known, balancer.modulation(weights), state)
+        if decision.weights.data_ptr() != weights.data_ptr():  # made of them: not to be filled
+            return None
         return Pending(decision, late=late, rule=rule)
 
     @torch.no_grad()

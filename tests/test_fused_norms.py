@@ -153,3 +153,14 @@ def test_grad_scaler_does_not_show_in_the_norms():
     a, b = (optimizer.modulator.last for _, optimizer in (plain, scaled))
     torch.testing.assert_close(a.grad_sq_norms, b.grad_sq_norms)
     torch.testing.assert_close(a.weights, b.weights)
+
+
+def test_a_subclass_that_makes_something_of_the_weights_has_them_first():
+    class Half(modgrad.EqualNorms):
+        def modulation(self, weights):
+            return super().modulation(weights / 2)
+
+    sides = pair(INNER["SGD"], balancer=Half())
+    train(sides, 3)
+    assert_equal(sides, 3)
+    assert (sides[0][1].modulator.last.weights < 1).any()
