@@ -116,8 +116,6 @@ def modality_cross_entropy(
 ) -> Case:
     """Cross entropies of all modalities, forward and backward."""
     logits, targets, config = _batch(batch, classes, modalities, device, dtype)
-    for x in logits:
-        x.requires_grad_()
 
     def loop(*logits: Tensor) -> Tensor:
         return torch.stack([F.cross_entropy(x.float(), targets) for x in logits]).sum()
@@ -125,28 +123,8 @@ def modality_cross_entropy(
     def ours(backend: str) -> Tensor:
         return modgrad.modality_cross_entropy(logits, targets, backend=backend).losses.sum()
 
-    def run(total: Callable[[], Tensor]) -> list[Tensor]:
-        return list(torch.autograd.grad(total(), logits))
-
-    providers: dict[str, Callable[[], Any]] = {
-        "F.cross_entropy": partial(run, partial(loop, *logits))
-    }
-    if compiled:
-        fused = torch.compile(loop)
-        providers[f"F.cross_entropy{COMPILED}"] = partial(run, partial(fused, *logits))
-    providers |= {f"modgrad, {n}": partial(run, partial(ours, n)) for n in kernels(device)}
-
-    def check() -> None:
-        expected = run(partial(loop, *logits))
-        for provider in providers.values():
-            torch.testing.assert_close(provider(), expected)
-
-    return Case("modality_cross_entropy", providers, check, config, bytes=_bytes(logits))
-
-
-def _bytes(logits: list[Tensor]) -> int:
-    """Logits are read twice, their gradients written."""
-    return 3 * sum(x.numel() * x.element_size() for x in logits)
+    providers = _gradients("F.cross_entropy", logits, loop, ours, compiled)
+    return _of_logits("modality_cross_entropy", logits, providers, config)
 
 
 def balanced_cross_entropy(
@@ -159,8 +137,6 @@ def balanced_cross_entropy(
 ) -> Case:
     """Losses, scores, OGM's weights and the weighted gradients of all logits."""
     logits, targets, config = _batch(batch, classes, modalities, device, dtype)
-    for x in logits:
-        x.requires_grad_()
     rule = modgrad.OGM(0.3).rule
 
     def loop(*logits: Tensor) -> Tensor:
@@ -171,19 +147,44 @@ def balanced_cross_entropy(
     def ours(backend: str) -> Tensor:
         return modgrad.balanced_cross_entropy(logits, targets, rule, backend=backend).losses.sum()
 
+    providers = _gradients("F.cross_entropy, softmax, OGM", logits, loop, ours, compiled)
+    return _of_logits("balanced_cross_entropy", logits, providers, config)
+
+
+def _gradients(
+    first: str,
+    logits: list[Tensor],
+    loop: Callable[..., Tensor],
+    ours: Callable[[str], Tensor],
+    compiled: bool,
+) -> dict[str, Callable[[], Any]]:
+    """The gradients of the logits, by stock calls (called ``first``) and by every backend."""
+    for x in logits:
+        x.requires_grad_()
+
     def run(total: Callable[[], Tensor]) -> list[Tensor]:
         return list(torch.autograd.grad(total(), logits))
 
-    first = "F.cross_entropy, softmax, OGM"
     providers: dict[str, Callable[[], Any]] = {first: partial(run, partial(loop, *logits))}
     if compiled:
         fused = torch.compile(loop)
         providers[first + COMPILED] = partial(run, partial(fused, *logits))
-    providers |= {f"modgrad, {n}": partial(run, partial(ours, n)) for n in kernels(device)}
+    backends = kernels(logits[0].device.type)
+    return providers | {f"modgrad, {n}": partial(run, partial(ours, n)) for n in backends}
+
+
+def _of_logits(
+    name: str,
+    logits: list[Tensor],
+    providers: dict[str, Callable[[], Any]],
+    config: dict[str, Any],
+) -> Case:
+    """Logits are read twice, their gradients written."""
 
     def check() -> None:
-        expected = run(partial(loop, *logits))
+        expected = next(iter(providers.values()))()
         for provider in providers.values():
             torch.testing.assert_close(provider(), expected)
 
-    return Case("balanced_cross_entropy", providers, check, config, bytes=_bytes(logits))
+    size = 3 * sum(x.numel() * x.element_size() for x in logits)
+    return Case(name, providers, check, config, bytes=size)
