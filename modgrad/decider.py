@@ -1,6 +1,6 @@
 """Asks the balancer: by its own code, or by its rule in one op."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from modgrad.balancers.base import (
 )
 from modgrad.memory import Memory
 from modgrad.records import Decision, Pending
+from modgrad.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Decider:
         measured = replace(known, gram=gram, grad_sq_norms=gram.sum((1, 2)))
         return self._decision(measured, balancer.modulation(weights), next_state(state, new))
 
+    @property
+    def by_norms(self) -> Rule | None:
+        """The rule of a balancer that needs this step's norms and nothing else."""
+        return rule_of(self.balancer) if self.balancer.needs == {"grad_sq_norms"} else None
+
     @torch.no_grad()
     def ahead(self, known: Statistics, late: frozenset[str]) -> Pending | None:
         """A decision that does not wait for the statistics called ``late``; None where it has to.
@@ -82,8 +88,8 @@ class Decider:
             return Pending(self(known), late=late)
         if isinstance(balancer, Ahead):
             return Pending(self._decision(known, balancer.ahead(state), state), late=late)
-        rule = rule_of(balancer)
-        if rule is None or not isinstance(balancer, Ruled) or balancer.needs != {"grad_sq_norms"}:
+        rule = self.by_norms
+        if rule is None or not isinstance(balancer, Ruled):
             return None
         weights = torch.ones(self.num_modalities, 1, device=self.memory.step.device)
         decision = self._decision(known, balancer.modulation(weights), state)
@@ -92,13 +98,8 @@ class Decider:
         return Pending(decision, late=late, rule=rule)
 
     @torch.no_grad()
-    def after(self, pending: Pending, sq_norms: Tensor) -> Pending:
-        """The decision with its late statistics, and the state that they make.
-
-        Args:
-            sq_norms: float64 [2, M], of gradients and of parameters.
-        """
-        found = dict(zip(("grad_sq_norms", "param_sq_norms"), sq_norms, strict=True))
+    def after(self, pending: Pending, found: Mapping[str, Tensor]) -> Pending:
+        """The decision with its late statistics, and the state that they make."""
         late = {name: found[name] for name in pending.late}
         decision = pending.decision
         statistics, state = replace(decision.statistics, **late), decision.state

@@ -78,7 +78,7 @@ class FusedStep:
         if any(part.is_first_step for part in self._parts):
             self._made_of = []  # momentum has started: gather again
         if pending is not None:
-            self._modulator.commit(pending, _sum_of(sq_norms))
+            self._modulator.commit(pending, _sums_of(sq_norms))
         return loss
 
     def _buffers(self, pending: Pending | None) -> list[Tensor | None]:
@@ -138,10 +138,13 @@ class FusedStep:
         )
 
 
-def _sum_of(sq_norms: Sequence[Tensor | None]) -> Tensor | None:
-    """Those of all parts, on the first one's device."""
+def _sums_of(sq_norms: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """Squared norms over all parts, on the first one's device."""
     found = [x for x in sq_norms if x is not None]
-    return sum((x.to(found[0].device) for x in found[1:]), found[0]) if found else None
+    if not found:
+        return {}
+    total = sum((x.to(found[0].device) for x in found[1:]), found[0])
+    return {"grad_sq_norms": total[0], "param_sq_norms": total[1]}
 
 
 def _on(device: torch.device, value: Tensor | None) -> Tensor | None:

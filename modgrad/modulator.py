@@ -14,6 +14,7 @@ from modgrad import observation as observed
 from modgrad import ops, several_losses
 from modgrad.autograd import scale_backward
 from modgrad.backends import select
+from modgrad.balance import balance_
 from modgrad.balancers.base import (
     MEASURED,
     OBSERVED,
@@ -240,14 +241,26 @@ class Modulator:
         if self._folded:
             return
         grads = [p.grad for p in self.held]
-        pending = self.decide(grads)
+        _, own, group = self._parameters.present(grads)
+        pending = self.decide(grads, ahead=self._one_op_does(own))
         if pending is None:
             return
-        if not pending.applied:
-            noise, weights = pending.decision.modulation.noise, pending.decision.weights[:, 0]
-            _, own, group = self._parameters.present(grads)
+        measured, weights = {}, pending.decision.weights[:, 0]
+        if pending.rule is not None:
+            options: dict[str, Any] = {"num_groups": len(weights), "backend": self.backend}
+            found = balance_(local(own), group, rule=pending.rule, **options)
+            weights.copy_(found.weights[:, 0])
+            measured["grad_sq_norms"] = found.gram[:, 0, 0]
+        elif not pending.applied:
+            noise = pending.decision.modulation.noise
             ops.modulate_(local(own), group, weights, noise, pending.seed, backend=self.backend)
-        self.commit(pending)
+        self.commit(pending, measured)
+
+    def _one_op_does(self, own: Sequence[Tensor]) -> bool:
+        """Whether gradients can be measured, weighed by a rule and scaled at once."""
+        unscaled = getattr(self._optimizer, "grad_scale", None) is None
+        alone = self._meter.names == {"grad_sq_norms"} and self._decide.by_norms is not None
+        return alone and unscaled and not any(map(is_sharded, own))
 
     @torch.no_grad()
     def decide(self, grads: Sequence[Tensor | None], *, ahead: bool = False) -> Pending | None:
@@ -312,14 +325,14 @@ class Modulator:
         return Statistics(self._memory.step, self._memory.epoch, **means)
 
     @torch.no_grad()
-    def commit(self, pending: Pending, sq_norms: Tensor | None = None) -> None:
+    def commit(self, pending: Pending, late: Mapping[str, Tensor]) -> None:
         """Keep the new state, except where GradScaler found infinities and the step is skipped.
 
         Args:
-            sq_norms: float64 [2, M], what updates measured on their way.
+            late: the statistics in ``pending.late``, float64 [M].
         """
-        if sq_norms is not None:
-            pending = self._decide.after(pending, sq_norms)
+        if pending.late:
+            pending = self._decide.after(pending, late)
         decision = pending.decision
         if not pending.applied:
             self._weights.copy_(decision.weights[:, 0])

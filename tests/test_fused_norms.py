@@ -164,3 +164,15 @@ def test_a_subclass_that_makes_something_of_the_weights_has_them_first():
     train(sides, 3)
     assert_equal(sides, 3)
     assert (sides[0][1].modulator.last.weights < 1).any()
+
+
+def test_unfused_norms_are_balanced_in_one_op():
+    (model, fused), (twin, unfused) = pair(INNER["SGD"], balancer=modgrad.EqualNorms())
+    inputs, targets = networks.batch(TWO)
+    for net in (model, twin):
+        F.cross_entropy(net(inputs)[1], targets).backward()
+    assert called(unfused) == ["balance_"]
+    fused.step()
+    last, other = fused.modulator.last, unfused.modulator.last
+    torch.testing.assert_close(last.weights, other.weights)
+    torch.testing.assert_close(last.grad_sq_norms, other.grad_sq_norms)

@@ -97,6 +97,7 @@ ALLOWED = {
         "modgrad.records",
     },
     "modgrad.modulator": {
+        "modgrad.balance",
         "modgrad.decider",
         "modgrad.held",
         "modgrad.memory",
