@@ -2,6 +2,8 @@
 
 python tools/methods_table.py demo_results/demo.json    # keep the numbers, rewrite the table
 python tools/methods_table.py                           # rewrite the table from those kept
+
+A run of some balancers, with the options of the kept one, replaces their numbers and no others.
 """
 
 import json
@@ -28,6 +30,18 @@ def keep(demo: dict[str, Any]) -> dict[str, Any]:
     return {"options": options, **about, "accuracy": accuracy, "timings": demo["timings"]}
 
 
+def merged(kept: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The kept numbers with those of the new run's balancers in place of their own, or all new."""
+    if kept["balancers"].keys() <= new["balancers"].keys():
+        return new
+    if kept["options"] != new["options"]:
+        raise ValueError(f"options are {new['options']}, allowed: those kept, {kept['options']}")
+    out = dict(kept)
+    for part in ("balancers", "accuracy", "timings"):
+        out[part] = kept[part] | {k: v for k, v in new[part].items() if k in new["balancers"]}
+    return out
+
+
 def cell(values: list[float]) -> str:
     return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"
 
@@ -47,6 +61,8 @@ def table(kept: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> None:
     if arguments:
         kept = keep(json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+        if KEPT.exists():
+            kept = merged(json.loads(KEPT.read_text(encoding="utf-8")), kept)
         KEPT.parent.mkdir(parents=True, exist_ok=True)
         KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
