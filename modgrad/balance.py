@@ -3,16 +3,18 @@
 Shape letters: M modalities or groups, K losses, P tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from modgrad import checks, rules
+from modgrad import checks, per_loss, rules
 from modgrad.backends import select
-from modgrad.calls import write_back
-from modgrad.ops import _dense, _per_loss
+from modgrad.calls import REFUSALS, write_back
+from modgrad.ops import dense_in_memory
+from modgrad.per_loss import PerLoss
 from modgrad.rules import Rule
 
 
@@ -127,21 +129,40 @@ def balance_(
         out: P tensors, overwritten; none of them may be one of the gradients.
         backend: its name; None takes the first that can run.
     """
-    per_loss: tuple[list[Tensor], list[int], list[int]] = [], [], []
     if out is None:
         in_place: Sequence[Tensor] = grads  # type: ignore[assignment]
         device, K = checks.tensors("grads", in_place), 1
     else:
         in_place, device, K = out, checks.tensors("out", out), len(grads)
-        per_loss = _per_loss(grads, out)  # type: ignore[arg-type]
-        if len(grads[0]) != len(out):
-            raise ValueError(f"`out` has {len(out)} tensors, allowed: {len(grads[0])}")
     checks.group(group, len(in_place), num_groups)
     losses = _check(rule, "gram", num_groups, K, losses, state, device)
-    dense, states = _dense(in_place), [x.detach().contiguous() for x in state]
+    dense, states = dense_in_memory(in_place), [x.detach().contiguous() for x in state]
     chosen = select(device, backend)
-    gram, weights, new = chosen.balance_(
-        *(dense, *per_loss, group, num_groups, K, rule.name, rule.parameters, losses, states)
-    )
+
+    def call(lists: PerLoss) -> tuple[Tensor, Tensor, Tensor]:
+        return chosen.balance_(
+            dense, *lists, group, num_groups, K, rule.name, rule.parameters, losses, states
+        )
+
+    if out is None:
+        gram, weights, new = call(PerLoss([], [], []))
+    else:
+        gram, weights, new = _several(call, grads, out, backend)  # type: ignore[arg-type]
     write_back(in_place, dense)
     return Balanced(gram, weights, new.unbind())
+
+
+def _several(
+    call: Callable[[PerLoss], tuple[Tensor, Tensor, Tensor]],
+    grads: Sequence[Sequence[Tensor | None]],
+    out: Sequence[Tensor],
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The call with the lists of K losses."""
+    if per_loss.can_be_flat(grads, len(out), backend):
+        with suppress(*REFUSALS):
+            return call(per_loss.flat(grads))
+    lists = per_loss.checked(grads, out)
+    if len(grads[0]) != len(out):
+        raise ValueError(f"`out` has {len(out)} tensors, allowed: {len(grads[0])}")
+    return call(lists)

@@ -5,18 +5,17 @@ Shape letters: M modalities or groups, P tensors, B batch, C classes.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from modgrad import checks
+from modgrad import checks, per_loss
 from modgrad.backends import native, select
 from modgrad.backends.layout import is_dense
 from modgrad.calls import REFUSALS, is_native, seed_on, write_back
 
 
-def _dense(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+def dense_in_memory(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The tensors; where one has gaps or overlaps in memory, a contiguous copy of it."""
     if all(map(Tensor.is_contiguous, tensors)):  # 0.04 us a tensor
         return tensors
@@ -46,7 +45,7 @@ def group_sq_norms(
             return native.group_sq_norms(tensors, group, num_groups)
     device = checks.tensors("tensors", tensors)
     checks.group(group, len(tensors), num_groups)
-    return select(device, backend).group_sq_norms(_dense(tensors), group, num_groups)
+    return select(device, backend).group_sq_norms(dense_in_memory(tensors), group, num_groups)
 
 
 @torch.no_grad()
@@ -98,7 +97,7 @@ def modulate_(
         if checks.tensors("grads", grads) != device:
             raise ValueError(f"`weights` is on {device}, allowed: {grads[0].device}")
         checks.group(group, len(grads), len(weights))
-        dense = _dense(grads)
+        dense = dense_in_memory(grads)
         select(device, backend).modulate_(dense, group, weights, noise, seed)
     write_back(grads, dense)
 
@@ -135,56 +134,8 @@ def modality_scores(
 def scaled(grads: Sequence[Tensor], weights: Tensor, *, backend: str | None = None) -> list[Tensor]:
     """``weights[m] * grads[m]`` as new tensors: the backward of ``scale_backward``."""
     return select(weights.device, backend).scale_backward(
-        _dense(grads), weights.detach().float().contiguous()
+        dense_in_memory(grads), weights.detach().float().contiguous()
     )
-
-
-class _PerLoss(NamedTuple):
-    """The gradients of K losses as backends take them: one list, and whose each entry is."""
-
-    grads: list[Tensor]
-    tensor: list[int]
-    loss: list[int]
-
-
-def _per_loss(
-    grads_per_loss: Sequence[Sequence[Tensor | None]], strides: Sequence[Tensor | None]
-) -> _PerLoss:
-    """Checked, and with the memory order of ``strides`` where that names a tensor."""
-    if not grads_per_loss:
-        raise ValueError("`grads_per_loss` is empty, allowed: one list a loss")
-    P = len(grads_per_loss[0])
-    out, first = _PerLoss([], [], []), list(strides)
-    for k, grads in enumerate(grads_per_loss):
-        if len(grads) != P:
-            raise ValueError(f"`grads_per_loss[{k}]` has {len(grads)} entries, allowed: {P}")
-        for p, grad in enumerate(grads):
-            if grad is None:
-                continue
-            like = first[p] = grad if first[p] is None else first[p]
-            if like is not None and (grad.shape, grad.dtype) != (like.shape, like.dtype):
-                raise ValueError(
-                    f"`grads_per_loss[{k}][{p}]` is {grad.dtype} {list(grad.shape)},"
-                    f" allowed: {like.dtype} {list(like.shape)}"
-                )
-            out.grads.append(grad)
-            out.tensor.append(p)
-            out.loss.append(k)
-    if not out.grads:
-        raise ValueError("`grads_per_loss` holds no gradient, allowed: at least one")
-    checks.tensors("grads_per_loss", out.grads)
-    for i, p in enumerate(out.tensor):
-        out.grads[i] = _with_strides(out.grads[i].detach(), first[p])
-    return out
-
-
-def _with_strides(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """The tensor, dense and in the memory order of ``like`` if that is dense."""
-    if like is None or not is_dense(like):
-        return tensor.contiguous()
-    if tensor.stride() == like.stride():
-        return tensor
-    return torch.empty_like(like, requires_grad=False).copy_(tensor)
 
 
 @torch.no_grad()
@@ -210,10 +161,14 @@ def group_gram(
     Returns:
         float64 [M, K, K].
     """
-    per_loss = _per_loss(grads_per_loss, [None] * len(grads_per_loss[0] if grads_per_loss else ()))
+    K = len(grads_per_loss)
+    if per_loss.can_be_flat(grads_per_loss, len(group), backend):
+        with suppress(*REFUSALS):
+            return native.group_gram(*per_loss.flat(grads_per_loss), group, num_groups, K)
+    lists = per_loss.checked(grads_per_loss, [None] * len(grads_per_loss[0] if K else ()))
     checks.group(group, len(grads_per_loss[0]), num_groups)
-    chosen = select(per_loss.grads[0].device, backend)
-    return chosen.group_gram(*per_loss, group, num_groups, len(grads_per_loss))
+    chosen = select(lists.grads[0].device, backend)
+    return chosen.group_gram(*lists, group, num_groups, K)
 
 
 @torch.no_grad()
@@ -237,16 +192,21 @@ def combine_(
         weights: [M, K].
         backend: its name; None takes the first that can run.
     """
-    device = checks.tensors("out", out)
-    per_loss = _per_loss(grads_per_loss, out)
-    checks.group(group, len(out), len(weights))
-    K = len(grads_per_loss)
-    if len(grads_per_loss[0]) != len(out):
-        raise ValueError(f"`out` has {len(out)} tensors, allowed: {len(grads_per_loss[0])}")
+    device, K = checks.tensors("out", out), len(grads_per_loss)
     if weights.dim() != 2 or weights.shape[1] != K or weights.device != device:
         found = f"{list(weights.shape)} on {weights.device}"
         raise ValueError(f"`weights` is {found}, allowed: [M, {K}] on {device}")
-    dense = _dense(out)
-    chosen = select(device, backend)
-    chosen.combine_(dense, *per_loss, group, weights.detach().float().contiguous())
+    weights = weights.detach().float().contiguous()
+    dense: Sequence[Tensor] | None = None
+    if per_loss.can_be_flat(grads_per_loss, len(out), backend):
+        with suppress(*REFUSALS):  # around the op alone: what follows must not make it run twice
+            native.combine_(out, *per_loss.flat(grads_per_loss), group, weights)
+            dense = out
+    if dense is None:
+        lists = per_loss.checked(grads_per_loss, out)
+        checks.group(group, len(out), len(weights))
+        if len(grads_per_loss[0]) != len(out):
+            raise ValueError(f"`out` has {len(out)} tensors, allowed: {len(grads_per_loss[0])}")
+        dense = dense_in_memory(out)
+        select(device, backend).combine_(dense, *lists, group, weights)
     write_back(out, dense)

@@ -44,10 +44,17 @@ ALLOWED = {
         "modgrad.calls",
         "modgrad.checks",
         "modgrad.ops",
+        "modgrad.per_loss",
         "modgrad.rules",
     },
     "modgrad.calls": {"modgrad.backends"},
-    "modgrad.ops": {"modgrad.backends", "modgrad.calls", "modgrad.checks"},
+    "modgrad.per_loss": {"modgrad.backends.layout", "modgrad.calls", "modgrad.checks"},
+    "modgrad.ops": {
+        "modgrad.backends",
+        "modgrad.calls",
+        "modgrad.checks",
+        "modgrad.per_loss",
+    },
     "modgrad.update_lists": {"modgrad.backends.layout", "modgrad.checks"},
     "modgrad.update_options": {"modgrad.calls", "modgrad.checks", "modgrad.rules"},
     "modgrad.updates": {
