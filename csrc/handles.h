@@ -96,4 +96,24 @@ inline Array dense_array(const char* name, size_t i, AtenTensorHandle handle) {
   return {data_of(handle), numel_of(handle), dtype};
 }
 
+inline std::vector<Array> dense_arrays(const Handles& tensors) {
+  std::vector<Array> out;
+  out.reserve(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) out.push_back(dense_array(tensors.name(), i, tensors[i]));
+  return out;
+}
+
+inline std::vector<int64_t> sizes_of(const std::vector<Array>& arrays) {
+  std::vector<int64_t> sizes;
+  sizes.reserve(arrays.size());
+  for (const Array& array : arrays) sizes.push_back(array.size);
+  return sizes;
+}
+
+// Whether the two have one dtype, and an index means the same place in the memory of both.
+inline bool same_layout(AtenTensorHandle a, AtenTensorHandle b) {
+  const View x(a), y(b);
+  return x.dtype == y.dtype && x.same_layout(y);
+}
+
 }  // namespace modgrad

@@ -73,13 +73,13 @@ inline Rule rule_of(const Tensor& statistic, const std::string& name, const std:
 }
 
 // The rule of an op that measures a gram itself.
-inline Rule checked_balance(const std::vector<Tensor>& out, const std::vector<Tensor>& grads, const std::string& name,
+inline Rule checked_balance(size_t num_out, size_t num_grads, const std::string& name,
                             const std::vector<double>& parameters, const std::optional<Tensor>& losses,
                             const std::vector<Tensor>& states, int64_t num_groups, int64_t num_losses) {
-  STD_TORCH_CHECK(!out.empty(), "`out` is empty, allowed: at least one tensor");
+  STD_TORCH_CHECK(num_out > 0, "`out` is empty, allowed: at least one tensor");
   STD_TORCH_CHECK(num_groups > 0 && num_losses > 0, "`num_groups` and `num_losses` are ", num_groups, " and ",
                   num_losses, ", allowed: at least 1");
-  STD_TORCH_CHECK(!grads.empty() || num_losses == 1, "`grads` is empty, allowed with one loss only");
+  STD_TORCH_CHECK(num_grads > 0 || num_losses == 1, "`grads` is empty, allowed with one loss only");
   Rule rule = checked_rule(name, parameters, false, num_groups, num_losses);
   set_states(rule, losses, states);
   return rule;

@@ -79,16 +79,20 @@ inline bool same_layout(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+bool same_layout(AtenTensorHandle a, AtenTensorHandle b);  // of handles.h
+
 // Gradients of several losses by parameter: those of parameter p are grads[order[i]] for i in
 // [first[p], first[p + 1]), in the order of losses.
 struct ByParameter {
   std::vector<int64_t> order, first;
 };
 
-inline ByParameter checked_by_parameter(const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
-                                        const std::vector<int64_t>& loss, const std::vector<int64_t>& group,
-                                        int64_t num_groups, int64_t num_losses) {
-  checked_sizes("grads", grads);
+// `grads` are floating-point, dense tensors, of any kind that same_layout() knows.
+template <typename Grads>
+ByParameter checked_by_parameter(const Grads& grads, const std::vector<int64_t>& tensor,
+                                 const std::vector<int64_t>& loss, const std::vector<int64_t>& group,
+                                 int64_t num_groups, int64_t num_losses) {
+  STD_TORCH_CHECK(grads.size() > 0, "`grads` is empty, allowed: at least one tensor");
   check_group(group, group.size(), num_groups);
   const size_t num_grads = grads.size();
   const int64_t num_tensors = static_cast<int64_t>(group.size());
@@ -121,10 +125,9 @@ inline ByParameter checked_by_parameter(const std::vector<Tensor>& grads, const 
 }
 
 // Every tensor of `out` is like the gradients that are written to it; `weights` is [M, num_losses].
-inline void check_combination(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
-                              const std::vector<int64_t>& group, const Tensor& weights,
-                              const ByParameter& by) {
-  checked_sizes("out", out);
+template <typename Tensors>
+void check_combination(const Tensors& out, const Tensors& grads, const std::vector<int64_t>& group,
+                       const Tensor& weights, const ByParameter& by) {
   check_group(group, out.size(), weights.size(0));
   check_vector("weights", weights, ScalarType::Float, weights.size(0) * weights.size(1));
   for (size_t p = 0; p < out.size(); ++p)

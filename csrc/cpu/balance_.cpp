@@ -5,31 +5,28 @@
 namespace modgrad {
 namespace {
 
-std::vector<Array> arrays(const std::vector<Tensor>& grads) {
-  const std::vector<int64_t> sizes = checked_sizes("grads", grads);
-  std::vector<Array> out;
-  out.reserve(grads.size());
-  for (size_t i = 0; i < grads.size(); ++i)
-    out.push_back({grads[i].mutable_data_ptr(), sizes[i], grads[i].scalar_type()});
-  return out;
-}
-
 std::tuple<Tensor, Tensor, Tensor> balance_(
-    const std::vector<Tensor>& out, const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
-    const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups, int64_t num_losses,
-    const std::string& rule, const std::vector<double>& parameters, const std::optional<Tensor>& losses,
-    const std::vector<Tensor>& states) {
-  Rule r = checked_balance(out, grads, rule, parameters, losses, states, num_groups, num_losses);
-  Tensor gram = grads.empty() ? group_sq_norms(arrays(out), group, num_groups)
-                              : group_gram(grads, tensor, loss, group, num_groups, num_losses);
-  r.gram = gram.const_data_ptr<double>();
-  const RuleTensors tensors(r, states.size(), gram);
-  for (int64_t m = 0; m < num_groups; ++m) decide(r, m, tensors.out());
-  if (grads.empty()) {
-    modulate_(out, group, tensors.weights, std::nullopt, std::nullopt);
+    const std::vector<AtenTensorHandle>& out_handles, const std::vector<AtenTensorHandle>& grad_handles,
+    const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss, const std::vector<int64_t>& group,
+    int64_t num_groups, int64_t num_losses, const std::string& name, const std::vector<double>& parameters,
+    const std::optional<Tensor>& losses, const std::vector<Tensor>& states) {
+  const Handles out("out", out_handles), grads("grads", grad_handles);
+  const bool in_place = grads.size() == 0;
+  Rule rule = checked_balance(out.size(), grads.size(), name, parameters, losses, states, num_groups, num_losses);
+  const std::vector<Array> targets = dense_arrays(out), sources = dense_arrays(grads);
+  ByParameter by;
+  if (!in_place) by = checked_by_parameter(grads, tensor, loss, group, num_groups, num_losses);
+  Tensor gram = in_place ? group_sq_norms(targets, group, num_groups)
+                         : group_gram(sources, by, loss, group, num_groups, num_losses);
+  rule.gram = gram.const_data_ptr<double>();
+  const RuleTensors tensors(rule, states.size(), gram);
+  if (!in_place) check_combination(out, grads, group, tensors.weights, by);
+  for (int64_t m = 0; m < num_groups; ++m) decide(rule, m, tensors.out());
+  if (in_place) {
+    modulate_(targets, group, tensors.weights, std::nullopt, std::nullopt);
     gram = torch::stable::view(gram, {num_groups, 1, 1});
   } else {
-    combine_(out, grads, tensor, loss, group, tensors.weights);
+    combine_(targets, sources, by, loss, group, tensors.weights);
   }
   return {gram, tensors.weights, tensors.next};
 }

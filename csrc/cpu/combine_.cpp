@@ -51,21 +51,17 @@ MODGRAD_CLONES void narrow(const float* sum, BFloat16* out, int64_t n) { round_t
 
 }  // namespace
 
-void combine_(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
-              const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
-              const std::vector<int64_t>& group, const Tensor& weights) {
-  STD_TORCH_CHECK(weights.dim() == 2, "`weights` has ", weights.dim(), " dimensions, allowed: 2");
+void combine_(const std::vector<Array>& out, const std::vector<Array>& grads, const ByParameter& by,
+              const std::vector<int64_t>& loss, const std::vector<int64_t>& group, const Tensor& weights) {
   const int64_t num_losses = weights.size(1);
-  const ByParameter by = checked_by_parameter(grads, tensor, loss, group, weights.size(0), num_losses);
-  check_combination(out, grads, group, weights, by);
   const float* w = weights.const_data_ptr<float>();
-  const Plan plan = make_plan(checked_sizes("out", out), kChunkSize, kStreamingTask / num_losses);
+  const Plan plan = make_plan(sizes_of(out), kChunkSize, kStreamingTask / num_losses);
   for_each_chunk(plan, [&](int64_t, const Chunk& chunk) {
-    const Tensor& target = out[chunk.tensor];
+    const Array& target = out[chunk.tensor];
     const int64_t* order = by.order.data() + by.first[chunk.tensor];
     const int64_t count = by.first[chunk.tensor + 1] - by.first[chunk.tensor];
-    MODGRAD_DISPATCH_FLOATS(target.scalar_type(), "combine_", [&] {
-      scalar_t* y = target.mutable_data_ptr<scalar_t>();
+    MODGRAD_DISPATCH_FLOATS(target.dtype, "combine_", [&] {
+      scalar_t* y = static_cast<scalar_t*>(target.data);
       for (int64_t begin = chunk.begin; begin < chunk.begin + chunk.size; begin += kBlock) {
         const int64_t n = std::min(kBlock, chunk.begin + chunk.size - begin);
         alignas(64) wide_t<scalar_t> sum[kBlock];
@@ -73,7 +69,7 @@ void combine_(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
         for (int64_t i = 0; i < count; ++i) {
           const int64_t e = order[i];
           const float weight = w[group[chunk.tensor] * num_losses + loss[e]];
-          add(grads[e].const_data_ptr<scalar_t>() + begin, sum, n, weight, i == 0);
+          add(static_cast<const scalar_t*>(grads[e].data) + begin, sum, n, weight, i == 0);
         }
         narrow(sum, y + begin, n);
       }
@@ -81,6 +77,19 @@ void combine_(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
   });
 }
 
+namespace {
+
+void of_tensors(const std::vector<AtenTensorHandle>& out_handles, const std::vector<AtenTensorHandle>& grad_handles,
+                const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
+                const std::vector<int64_t>& group, const Tensor& weights) {
+  const Handles out("out", out_handles), grads("grads", grad_handles);
+  STD_TORCH_CHECK(weights.dim() == 2, "`weights` has ", weights.dim(), " dimensions, allowed: 2");
+  const ByParameter by = checked_by_parameter(grads, tensor, loss, group, weights.size(0), weights.size(1));
+  check_combination(out, grads, group, weights, by);
+  combine_(dense_arrays(out), dense_arrays(grads), by, loss, group, weights);
+}
+
+}  // namespace
 }  // namespace modgrad
 
-STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("combine_", TORCH_BOX(&modgrad::combine_)); }
+STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("combine_", TORCH_BOX(&modgrad::of_tensors)); }

@@ -101,14 +101,12 @@ void products(At x, int64_t n, int64_t size, double* out) {
 
 }  // namespace
 
-Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
-                  const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
-                  int64_t num_losses) {
-  const ByParameter by = checked_by_parameter(grads, tensor, loss, group, num_groups, num_losses);
+Tensor group_gram(const std::vector<Array>& grads, const ByParameter& by, const std::vector<int64_t>& loss,
+                  const std::vector<int64_t>& group, int64_t num_groups, int64_t num_losses) {
   const auto count = [&](int64_t p) { return by.first[p + 1] - by.first[p]; };
   std::vector<int64_t> sizes(group.size());
   for (size_t p = 0; p < sizes.size(); ++p)
-    if (count(p) > 0) sizes[p] = grads[by.order[by.first[p]]].numel();
+    if (count(p) > 0) sizes[p] = grads[by.order[by.first[p]]].size;
   const Plan plan = make_plan(sizes, kChunkSize, kStreamingTask / num_losses);
   std::vector<int64_t> first(plan.chunks.size() + 1);  // the first product of each chunk
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
@@ -118,12 +116,12 @@ Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& 
   std::vector<double> partial(first.back());
   for_each_chunk(plan, [&](int64_t c, const Chunk& chunk) {
     const int64_t* order = by.order.data() + by.first[chunk.tensor];
-    MODGRAD_DISPATCH_FLOATS(grads[order[0]].scalar_type(), "group_gram", [&] {
-      const auto x = [&](int64_t k) { return grads[order[k]].const_data_ptr<scalar_t>() + chunk.begin; };
+    MODGRAD_DISPATCH_FLOATS(grads[order[0]].dtype, "group_gram", [&] {
+      const auto x = [&](int64_t k) { return static_cast<const scalar_t*>(grads[order[k]].data) + chunk.begin; };
       products(x, count(chunk.tensor), chunk.size, partial.data() + first[c]);
     });
   });
-  Tensor out = torch::stable::new_empty(grads[0], {num_groups, num_losses, num_losses}, ScalarType::Double);
+  Tensor out = torch::stable::empty({num_groups, num_losses, num_losses}, ScalarType::Double);
   double* gram = out.mutable_data_ptr<double>();
   std::fill(gram, gram + out.numel(), 0.0);
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
@@ -140,6 +138,17 @@ Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& 
   return out;
 }
 
+namespace {
+
+Tensor of_tensors(const std::vector<AtenTensorHandle>& handles, const std::vector<int64_t>& tensor,
+                  const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
+                  int64_t num_losses) {
+  const Handles grads("grads", handles);
+  const ByParameter by = checked_by_parameter(grads, tensor, loss, group, num_groups, num_losses);
+  return group_gram(dense_arrays(grads), by, loss, group, num_groups, num_losses);
+}
+
+}  // namespace
 }  // namespace modgrad
 
-STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("group_gram", TORCH_BOX(&modgrad::group_gram)); }
+STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("group_gram", TORCH_BOX(&modgrad::of_tensors)); }

@@ -51,10 +51,7 @@ double squares(const Half* x, int64_t n) {
 
 Tensor group_sq_norms(const std::vector<Array>& arrays, const std::vector<int64_t>& group, int64_t num_groups) {
   check_group(group, arrays.size(), num_groups);
-  std::vector<int64_t> sizes;
-  sizes.reserve(arrays.size());
-  for (const Array& array : arrays) sizes.push_back(array.size);
-  const Plan plan = make_plan(sizes);
+  const Plan plan = make_plan(sizes_of(arrays));
   std::vector<double> partial(plan.chunks.size());
   for_each_chunk(plan, [&](int64_t c, const Chunk& chunk) {
     const Array& array = arrays[chunk.tensor];
@@ -74,10 +71,7 @@ namespace {
 Tensor of_tensors(const std::vector<AtenTensorHandle>& handles, const std::vector<int64_t>& group, int64_t num_groups) {
   const Handles tensors("tensors", handles);
   STD_TORCH_CHECK(tensors.size() > 0, "`tensors` is empty, allowed: at least one tensor");
-  std::vector<Array> arrays;
-  arrays.reserve(tensors.size());
-  for (size_t t = 0; t < tensors.size(); ++t) arrays.push_back(dense_array("tensors", t, tensors[t]));
-  return group_sq_norms(arrays, group, num_groups);
+  return group_sq_norms(dense_arrays(tensors), group, num_groups);
 }
 
 }  // namespace

@@ -21,9 +21,9 @@ void scale_and_add_noise(T* x, const Chunk& chunk, float weight, double deviatio
 
 }  // namespace
 
-void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& group, const Tensor& weights,
+void modulate_(const std::vector<Array>& grads, const std::vector<int64_t>& group, const Tensor& weights,
                const std::optional<Tensor>& noise, const std::optional<Tensor>& seed) {
-  std::vector<int64_t> sizes = checked_sizes("grads", grads);
+  std::vector<int64_t> sizes = sizes_of(grads);
   const int64_t num_groups = weights.numel();
   check_group(group, grads.size(), num_groups);
   check_vector("weights", weights, ScalarType::Float, num_groups);
@@ -47,18 +47,18 @@ void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& gro
   if (a != nullptr)
     std = standard_deviations(plan, sizes, [&](const Chunk& chunk) {
       Spread s;
-      MODGRAD_DISPATCH_FLOATS(grads[chunk.tensor].scalar_type(), "modulate_", [&] {
-        const scalar_t* x = grads[chunk.tensor].const_data_ptr<scalar_t>();
+      MODGRAD_DISPATCH_FLOATS(grads[chunk.tensor].dtype, "modulate_", [&] {
+        const auto* x = static_cast<const scalar_t*>(grads[chunk.tensor].data);
         s = spread(x + chunk.begin, chunk.size, static_cast<double>(x[0]));
       });
       return s;
     });
   for_each_chunk(plan, [&](int64_t, const Chunk& chunk) {
-    const Tensor& grad = grads[chunk.tensor];
+    const Array& grad = grads[chunk.tensor];
     const int64_t g = group[chunk.tensor];
     const float amount = a != nullptr ? a[g] : 0.0f;
-    MODGRAD_DISPATCH_FLOATS(grad.scalar_type(), "modulate_", [&] {
-      scalar_t* x = grad.mutable_data_ptr<scalar_t>();
+    MODGRAD_DISPATCH_FLOATS(grad.dtype, "modulate_", [&] {
+      auto* x = static_cast<scalar_t*>(grad.data);
       if (amount == 0.0f)
         scale(x + chunk.begin, x + chunk.begin, chunk.size, w[g]);
       else
@@ -67,6 +67,16 @@ void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& gro
   });
 }
 
+namespace {
+
+void of_tensors(const std::vector<AtenTensorHandle>& handles, const std::vector<int64_t>& group, const Tensor& weights,
+                const std::optional<Tensor>& noise, const std::optional<Tensor>& seed) {
+  const Handles grads("grads", handles);
+  STD_TORCH_CHECK(grads.size() > 0, "`grads` is empty, allowed: at least one tensor");
+  modulate_(dense_arrays(grads), group, weights, noise, seed);
+}
+
+}  // namespace
 }  // namespace modgrad
 
-STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("modulate_", TORCH_BOX(&modgrad::modulate_)); }
+STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("modulate_", TORCH_BOX(&modgrad::of_tensors)); }

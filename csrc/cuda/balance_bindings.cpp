@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> balance_(
     const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups, int64_t num_losses,
     const std::string& rule, const std::vector<double>& parameters, const std::optional<Tensor>& losses,
     const std::vector<Tensor>& states) {
-  Rule r = checked_balance(out, grads, rule, parameters, losses, states, num_groups, num_losses);
+  Rule r = checked_balance(out.size(), grads.size(), rule, parameters, losses, states, num_groups, num_losses);
   const int32_t device = out[0].get_device_index();
   check_devices(losses, states, device);
   const DeviceGuard guard(device);

@@ -159,6 +159,7 @@ std::vector<Tensor> scale_backward(const std::vector<Tensor>& grads, const Tenso
 Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
                   const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
                   int64_t num_losses) {
+  checked_sizes("grads", grads);
   const ByParameter by = checked_by_parameter(grads, tensor, loss, group, num_groups, num_losses);
   const std::vector<Tile> tiles = make_tiles(loss_references(grads, by, tensor, loss, group));
   const int32_t device = grads[0].get_device_index();
@@ -176,6 +177,8 @@ void combine_(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
               const std::vector<int64_t>& group, const Tensor& weights) {
   STD_TORCH_CHECK(weights.dim() == 2, "`weights` has ", weights.dim(), " dimensions, allowed: 2");
   const int64_t num_losses = weights.size(1);
+  checked_sizes("grads", grads);
+  checked_sizes("out", out);
   const ByParameter by = checked_by_parameter(grads, tensor, loss, group, weights.size(0), num_losses);
   check_combination(out, grads, group, weights, by);
   const LossRefs refs = loss_references(grads, by, tensor, loss, group);
