@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from modgrad.__main__ import main
-from modgrad.bench import baselines, command, models, other_methods, report, suite
+from modgrad.bench import (
+    baselines,
+    command,
+    lightning,
+    models,
+    other_methods,
+    report,
+    scaling,
+    suite,
+)
 from modgrad.bench.arguments import Options
 from modgrad.bench.case import AGAIN, Case
 from modgrad.bench.cost import cost
@@ -17,7 +26,7 @@ from modgrad.bench.report import BLOCKS, filled
 from modgrad.bench.results import cases, read
 from modgrad.bench.scaling import slope
 from modgrad.bench.suite import entries
-from modgrad.bench.table import number
+from modgrad.bench.table import number, slopes
 from modgrad.bench.timing import Flush, interleaved
 
 pytest.importorskip("rich")
@@ -316,3 +325,15 @@ def test_committed_lines_are_whole():
             assert case[0]["ratio"] == 1
             assert case[1]["provider"] == case[0]["provider"] + AGAIN
         json.dumps(rows, allow_nan=False)
+
+
+def test_curves_do_without_the_libraries_that_are_missing(tmp_path, monkeypatch, capsys):
+    """Four points, through the table and the figure, where Lightning is not installed."""
+    monkeypatch.setattr(lightning, "why_not", lambda: "not installed")
+    points = [p for p in scaling.points("cpu") if p[0] == "tensors" and p[1] <= 300]
+    monkeypatch.setattr(scaling, "points", lambda device, quick=False: iter(points))
+    assert bench(tmp_path, "--scaling", "--only", "scaling, tensors") == 0
+    rows = read(tmp_path / "bench.jsonl")
+    assert not [row for row in rows if "missing" in row]
+    assert {op for _, op, *_ in slopes(rows)} == {"group_sq_norms", "modulate_"}
+    assert "slope" in (tmp_path / "bench.txt").read_text()

@@ -47,9 +47,11 @@ def run(options: Options) -> int:
     except AssertionError as error:
         print(f"modgrad bench: providers disagree, nothing is reported\n{error}", file=sys.stderr)
         return 1
+    lines = options.output / "bench.jsonl"
+    results.write(rows, lines)  # first: minutes of measuring outlive what goes wrong after them
     for table in tables(rows):
         console.print(table)
-    for path in _save(rows, options.output):
+    for path in (*_save(rows, options.output), lines):
         console.print(str(path), soft_wrap=True, highlight=False)
     seconds = time.perf_counter() - started
     console.print(f"{len(rows)} measurements in {seconds / 60:.1f} minutes", highlight=False)
@@ -86,11 +88,10 @@ def _measure(chosen: Sequence[Entry], options: Options, console: Console) -> lis
 
 
 def _save(rows: Sequence[Row], folder: Path) -> list[Path]:
-    table, figure, lines = (folder / f"bench.{suffix}" for suffix in ("txt", "png", "jsonl"))
+    table, figure = (folder / f"bench.{suffix}" for suffix in ("txt", "png"))
     with table.open("w", encoding="utf-8") as file:
         console = Console(file=file, width=WIDTH)
         for each in tables(rows):
             console.print(each)
     plot.save(rows, figure)
-    results.write(rows, lines)
-    return [table, figure, lines]
+    return [table, figure]

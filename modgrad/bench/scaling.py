@@ -47,7 +47,8 @@ def point(axis: str, value: int, build: Callable[[], Case], device: str) -> Case
     first, ours = next(iter(case.providers)), f"modgrad, {kernels(device)[0]}"
     providers = {name: case.providers[name] for name in (first, ours)}
     config = {**case.config, "axis": axis, "value": value}
-    return replace(case, providers=providers, config=config, kind="scaling", cold=False)
+    # two providers only: others are not missed
+    return replace(case, providers=providers, config=config, kind="scaling", cold=False, missing={})
 
 
 def slope(values: Sequence[float], times: Sequence[float]) -> float:

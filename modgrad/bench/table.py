@@ -65,7 +65,8 @@ def slopes(rows: Sequence[Row]) -> list[tuple[str, str, str, list[Row], float]]:
     """Axis, op, provider, the points and the slope of each curve."""
     curves: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        if row["kind"] == "scaling" and not row["provider"].endswith("again"):
+        measured = "missing" not in row and not row["provider"].endswith("again")
+        if row["kind"] == "scaling" and measured:
             curves.setdefault((row["axis"], row["op"], row["provider"]), []).append(row)
     return [
         (*key, points, slope([p["value"] for p in points], [p["median_ms"] for p in points]))
