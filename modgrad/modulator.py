@@ -241,26 +241,28 @@ class Modulator:
         if self._folded:
             return
         grads = [p.grad for p in self.held]
-        _, own, group = self._parameters.present(grads)
-        pending = self.decide(grads, ahead=self._one_op_does(own))
+        pending = self.decide(grads, ahead=self._one_op_does(grads))
         if pending is None:
             return
-        measured, weights = {}, pending.decision.weights[:, 0]
-        if pending.rule is not None:
-            options: dict[str, Any] = {"num_groups": len(weights), "backend": self.backend}
-            found = balance_(local(own), group, rule=pending.rule, **options)
-            weights.copy_(found.weights[:, 0])
-            measured["grad_sq_norms"] = found.gram[:, 0, 0]
-        elif not pending.applied:
-            noise = pending.decision.modulation.noise
-            ops.modulate_(local(own), group, weights, noise, pending.seed, backend=self.backend)
+        measured = {}
+        if not pending.applied:
+            _, own, group = self._parameters.present(grads)
+            noise, weights = pending.decision.modulation.noise, pending.decision.weights[:, 0]
+            if pending.rule is not None:
+                M = len(weights)
+                found = balance_(local(own), group, M, pending.rule, backend=self.backend)
+                weights.copy_(found.weights[:, 0])
+                measured["grad_sq_norms"] = found.gram[:, 0, 0]
+            else:
+                ops.modulate_(local(own), group, weights, noise, pending.seed, backend=self.backend)
         self.commit(pending, measured)
 
-    def _one_op_does(self, own: Sequence[Tensor]) -> bool:
+    def _one_op_does(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether gradients can be measured, weighed by a rule and scaled at once."""
+        if self._meter.names != {"grad_sq_norms"} or self._decide.by_norms is None:
+            return False
         unscaled = getattr(self._optimizer, "grad_scale", None) is None
-        alone = self._meter.names == {"grad_sq_norms"} and self._decide.by_norms is not None
-        return alone and unscaled and not any(map(is_sharded, own))
+        return unscaled and not any(map(is_sharded, self._parameters.present(grads)[1]))
 
     @torch.no_grad()
     def decide(self, grads: Sequence[Tensor | None], *, ahead: bool = False) -> Pending | None:
