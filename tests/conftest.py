@@ -60,6 +60,21 @@ def emulator(built_emulator):
     return built_emulator
 
 
+@pytest.fixture
+def ops(emulator):
+    """The ops of the CUDA sources, as the dispatcher knows them."""
+    return emulator.ops
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For modules of small steps: where others have the cores, threads wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Uninitialised tensors, those made in C++ too, are full of NaN: an unwritten output shows."""

@@ -37,12 +37,7 @@ KEPT = SOURCE / "benchmarks" / "results" / "cpu-2-cores"
 PAGES = [SOURCE / "benchmarks" / "README.md", SOURCE / "README.md", SOURCE / "docs" / "kernels.md"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def bench(folder, *arguments):

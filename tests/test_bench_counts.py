@@ -3,7 +3,6 @@
 from functools import lru_cache
 
 import pytest
-import torch
 
 from modgrad.bench import scaling
 from modgrad.bench.case import kernels
@@ -12,9 +11,10 @@ from modgrad.bench.suite import entries
 from modgrad.bench.timing import interleaved
 
 OURS = f"modgrad, {kernels('cpu')[0]}"
-pytestmark = pytest.mark.skipif(
-    OURS == "modgrad, reference", reason="the reference works tensor by tensor"
-)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(OURS == "modgrad, reference", reason="the reference works tensor by tensor"),
+]
 ENTRIES = {entry.label: entry for entry in entries("cpu", quick=True)}
 STEPS = [label for label in ENTRIES if label.startswith(("training step", "balancers"))]
 OPS = [label for label in ENTRIES if label not in STEPS and "optimizer step" not in label]
@@ -24,14 +24,6 @@ POINTS = {
     for number, (axis, value, build) in enumerate(scaling.points("cpu"))
     if axis != "parameters" or value <= 10**6
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def counted(provider):

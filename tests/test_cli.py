@@ -2,12 +2,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from modgrad.__main__ import main
 from modgrad.backends import BACKENDS, why_not
@@ -18,13 +16,7 @@ from modgrad.demo.summary import sentence
 METHODS = [PLAIN, *ALONE.values(), "ogm"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine, steps as small as the demo's wait for their second thread most of all."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def modgrad(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

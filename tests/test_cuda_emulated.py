@@ -19,18 +19,7 @@ SEED = torch.tensor(2**62 + 12345)
 EPS64 = np.finfo(np.float64).eps
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The reference's threads would wait for one another where others have the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def ops(emulator):
-    return emulator.ops
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def every_view(n):

@@ -19,18 +19,7 @@ LISTS = [(every_view, n) for n in (0, 1, 7, 257, 16385, 40_001)]
 LISTS += [(many, count) for count in (65, 900, 1851)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The reference's threads would wait for one another where others have the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def ops(emulator):
-    return emulator.ops
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=VARIANTS, ids=["at once", "in parts"])

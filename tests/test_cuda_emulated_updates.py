@@ -120,11 +120,6 @@ LISTS = [every_type(n) for n in SIZES] + [many(65), many(900)]
 IDS = [f"every_type({n})" for n in SIZES] + ["many(65)", "many(900)"]
 
 
-@pytest.fixture
-def ops(emulator):
-    return emulator.ops
-
-
 def scalars(**values):
     return {name: torch.tensor([value]) for name, value in values.items()}
 
