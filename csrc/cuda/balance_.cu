@@ -2,11 +2,10 @@
 // launches of the three parts.
 #include <cooperative_groups.h>
 
-#include <cstdlib>
 #include <limits>
-#include <map>
 
 #include "balance_.cuh"
+#include "cooperative.cuh"
 #include "deciding.cuh"
 #include "group_sq_norms.cuh"
 #include "modulate_.cuh"
@@ -19,6 +18,7 @@ namespace {
 // Tensors sorted by group, 17 bytes each: more of them in one launch than a TensorList has.
 template <int kCapacity>
 struct BalanceList {
+  static constexpr int kMost = kCapacity;
   void* x[kCapacity];
   uint32_t numel[kCapacity];
   int32_t first_chunk[kCapacity + 1];
@@ -86,39 +86,6 @@ __global__ void __launch_bounds__(kThreads, 4)
     });
 }
 
-// Blocks of the kernel that are resident together, 0 where the device has no barrier for them.
-template <int kCapacity>
-int resident_blocks(int32_t device) {
-  thread_local std::map<int32_t, int> known;
-  const auto [found, is_new] = known.try_emplace(device, 0);
-  if (!is_new) return found->second;
-  int cooperates = 0, processors = 0, blocks = 0;
-  const auto kernel = reinterpret_cast<const void*>(&balance_kernel<kCapacity>);
-  if (cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device) == cudaSuccess && cooperates != 0 &&
-      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0) == cudaSuccess)
-    found->second = blocks * processors;
-  return found->second;
-}
-
-template <int kCapacity>
-cudaError_t launch_at_once(const std::vector<TensorRef>& sorted, const Rule& rule, double* partial, double* gram,
-                           const RuleOut& out, int32_t device, cudaStream_t stream) {
-  const int resident = resident_blocks<kCapacity>(device);
-  if (resident == 0) return cudaErrorCooperativeLaunchTooLarge;
-  const BalanceList<kCapacity> list(sorted, rule.num_modalities);
-  cudaLaunchAttribute cooperative = {};
-  cooperative.id = cudaLaunchAttributeCooperative;
-  cooperative.val.cooperative = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim.x = static_cast<unsigned>(std::max(1, std::min(list.num_chunks(), resident)));
-  config.blockDim.x = kThreads;
-  config.stream = stream;
-  config.attrs = &cooperative;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, balance_kernel<kCapacity>, list, rule, partial, gram, out);
-}
-
 cudaError_t launch_in_parts(const std::vector<TensorRef>& sorted, const Rule& rule, double* partial, double* gram,
                             const RuleOut& out, cudaStream_t stream) {
   cudaError_t error = launch_squares(sorted, partial, stream);
@@ -130,15 +97,12 @@ cudaError_t launch_in_parts(const std::vector<TensorRef>& sorted, const Rule& ru
 // 64 MiB of float32, about what an L2 holds of them; and 8 KiB of partial sums, which every block reads.
 constexpr int64_t kMostAtOnce = int64_t{1} << 24;
 
-// Whether one launch can hold the list, and is worth it. MODGRAD_COOPERATIVE: 1 wherever it can, 0 nowhere.
+// Whether one launch can hold the list, and is worth it.
 bool is_for_one_launch(const std::vector<TensorRef>& grads, int64_t num_groups) {
-  const char* choice = std::getenv("MODGRAD_COOPERATIVE");
-  if (choice != nullptr && *choice == '0') return false;
-  const bool always = choice != nullptr && *choice == '1';
-  const int64_t most = always ? std::numeric_limits<uint32_t>::max() : kMostAtOnce;
   int64_t total = 0;
   for (const TensorRef& grad : grads) total += grad.numel;
-  return num_groups <= kMostDecided && grads.size() <= kMany && total <= most;
+  return num_groups <= kMostDecided && grads.size() <= kMany && total <= std::numeric_limits<uint32_t>::max() &&
+         takes_one_launch(total <= kMostAtOnce);
 }
 
 }  // namespace
@@ -147,11 +111,14 @@ cudaError_t launch_balance_(std::vector<TensorRef> grads, const Rule& rule, doub
                             const RuleOut& out, int32_t device, cudaStream_t stream) {
   sort_by_group(grads);
   if (is_for_one_launch(grads, rule.num_modalities)) {
+    const auto launch = [&](auto list) {
+      const auto kernel = &balance_kernel<decltype(list)::kMost>;
+      return launch_together(kernel, list.num_chunks(), device, stream, list, rule, partial, gram, out);
+    };
     const cudaError_t error = grads.size() <= kFewTensors
-                                  ? launch_at_once<kFewTensors>(grads, rule, partial, gram, out, device, stream)
-                                  : launch_at_once<kMany>(grads, rule, partial, gram, out, device, stream);
+                                  ? launch(BalanceList<kFewTensors>(grads, rule.num_modalities))
+                                  : launch(BalanceList<kMany>(grads, rule.num_modalities));
     if (error != cudaErrorCooperativeLaunchTooLarge) return error;
-    cudaGetLastError();  // where others hold a part of the device
   }
   return launch_in_parts(grads, rule, partial, gram, out, stream);
 }
