@@ -36,10 +36,10 @@ struct View {
   int32_t dtype;
 
   explicit View(AtenTensorHandle handle) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dim));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dim));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &dtype));
   }
 
   bool same_layout(const View& other) const {
@@ -54,19 +54,19 @@ struct View {
 
 inline void* data_of(AtenTensorHandle handle) {
   void* data;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
   return data;
 }
 
 inline int64_t numel_of(AtenTensorHandle handle) {
   int64_t numel;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle, &numel));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle, &numel));
   return numel;
 }
 
 inline bool is_dense(AtenTensorHandle handle, const View& view) {
   bool contiguous;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(handle, &contiguous));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(handle, &contiguous));
   const auto dim = static_cast<size_t>(view.dim);
   return contiguous || is_dense({view.sizes, dim}, {view.strides, dim});
 }

@@ -13,8 +13,8 @@ void check_devices(const Handles& tensors, int32_t device) {
   const int32_t cuda = aoti_torch_device_type_cuda();
   for (size_t i = 0; i < tensors.size(); ++i) {
     int32_t type, index;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensors[i], &type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensors[i], &index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensors[i], &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensors[i], &index));
     STD_TORCH_CHECK(type == cuda && index == device, "`", tensors.name(), "[", i,
                     "]` must be on one CUDA device with all other arguments");
   }
