@@ -28,7 +28,7 @@ LOCAL_BUILD = $(if $(filter 1,$(HAS_CUDA)),auto,cpu)
 SITE := build/site
 WITH_SITE = PYTHONPATH=$(ROOT)/$(SITE)
 
-.PHONY: demo reproduce test gpu bench results lint doctor clean
+.PHONY: demo reproduce test oldest gpu bench results lint doctor clean
 
 demo: $(SITE)/.ready
 	cd build && $(WITH_SITE) $(PY) -m modgrad demo --output $(ROOT)/demo_results $(DEMO)
@@ -101,6 +101,10 @@ build/fresh/.ready: $(ENVIRONMENT) $(SOURCES)
 	build/fresh/bin/python -m pip install --quiet $(TORCH)
 	build/fresh/bin/python -m pip install --quiet "$$(ls build/dist/*.whl)[test]"
 	touch $@
+
+# The oldest torch that is promised: its headers lack what newer ones have.
+oldest: $(ENVIRONMENT)
+	$(PY) tools/oldest_torch.py build/oldest
 
 # What only a GPU can show: every test on CUDA with every backend, the sanitizer, the benchmarks.
 gpu: $(SITE)/.ready $(RUN)
