@@ -63,3 +63,9 @@ class HeldParameters:
         own = set(map(id, self.own.parameters))
         shared = [p for p in self._all if p.requires_grad and id(p) not in own]
         return Assignment([p for p, _ in pairs], [g for _, g in pairs]), shared
+
+    def learning_rate_is_zero(self) -> bool:
+        """Whether every learning rate is a host-known 0, so that a step changes nothing."""
+        rates = [group.get("lr") for group in self._optimizer.param_groups]
+        on_device = any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in rates)
+        return not on_device and all(rate == 0 for rate in rates)

@@ -10,25 +10,20 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from modgrad import observation as observed
 from modgrad import ops, several_losses
 from modgrad.autograd import scale_backward
 from modgrad.backends import select
 from modgrad.balance import balance_
-from modgrad.balancers.base import (
-    MEASURED,
-    OBSERVED,
-    Balancer,
-    Statistics,
-)
+from modgrad.balancers.base import MEASURED, OBSERVED, Balancer, Statistics
 from modgrad.decider import Decider
-from modgrad.distributed import is_sharded, local, mean_of_means
+from modgrad.distributed import is_sharded, local
 from modgrad.held import HeldParameters
 from modgrad.memory import Memory
 from modgrad.meter import Meter
 from modgrad.modalities import Modalities
 from modgrad.observation import Observation, Observed, in_order
 from modgrad.records import Decision, LastStep, Pending
+from modgrad.seen import Seen
 
 
 class Modulator:
@@ -85,7 +80,8 @@ class Modulator:
         self._takes_losses = len(losses) > 1 or not self._meter.names.isdisjoint(
             {"losses", "gram", "tensor_gram"}
         )
-        self._observed_names = self._meter.names & OBSERVED
+        asked_by = type(balancer).__name__
+        self._seen = Seen(self._meter.names, modalities.names, asked_by, backend)
         if at == "boundary" and self._takes_losses:
             raise ValueError("several losses are balanced at='parameters' only")
         self._optimizer = optimizer
@@ -95,7 +91,6 @@ class Modulator:
         self._enabled = True
         self._folded = False
         self.last: LastStep | None = None
-        self._observed: Observed | None = None  # since the last step
         self._decided: Decision | None = None  # before step, by observe or backward
         self._boundary_used = False
 
@@ -115,7 +110,7 @@ class Modulator:
         self._enabled = value
         if not value:  # no weight of an earlier step lives on at the boundary
             self._weights.fill_(1.0)
-            self._observed = self._decided = None
+            self._forget()
 
     @property
     def held(self) -> list[nn.Parameter]:
@@ -167,24 +162,19 @@ class Modulator:
         ``Observation``. Once a batch; under gradient accumulation, means are over all samples. Does
         nothing where the balancer needs none of it.
         """
-        if not self.enabled or not self._observed_names:
+        if not self.enabled or not self._seen.names:
             return
         self._follow(self._parameters.own.parameters[0].device)
-        names = self.modalities.names
-        batch = observed.measure(observation, self._observed_names, names, self.backend)
-        for name, (mean, _) in batch.items():
-            if mean.device != self._weights.device:
-                raise ValueError(f"{name} are on {mean.device}, allowed: {self._weights.device}")
+        batch = self._seen.measure(observation, self._weights.device)
         if self.at == "boundary":
             decision = self._decide(self._known(batch))
             if decision.modulation.noise is not None:
                 raise ValueError("GE noise needs the gradients, allowed: at='parameters'")
             self._weights.copy_(decision.weights[:, 0])
-            self._decided, self._observed = decision, batch
+            self._decided = decision
+            self._seen.replace(batch)
         else:
-            self._observed = (
-                batch if self._observed is None else observed.add(self._observed, batch)
-            )
+            self._seen.add(batch)
 
     @property
     def weights(self) -> Tensor:
@@ -218,7 +208,7 @@ class Modulator:
             trained = [p for p in held if p.requires_grad]
             several_losses.backward_of_sum(torch.stack(values).sum(), trained, self.process_group)
             return
-        self._check_observed()
+        self._seen.require()
         own, shared = self._parameters.trainable()
         if any(map(is_sharded, own.parameters)):
             raise NotImplementedError(
@@ -278,9 +268,10 @@ class Modulator:
         if not self.enabled or not self._parameters.has_gradient(grads):
             return None
         self._follow(self._parameters.own.parameters[0].device)
-        if self._decided is None and self._unprepared() and _learning_rate_is_zero(self._optimizer):
+        is_unprepared = self._decided is None and (self._takes_losses or self._seen.is_missing)
+        if is_unprepared and self._parameters.learning_rate_is_zero():
             return None  # how torch.distributed.checkpoint makes an optimizer create its state
-        self._check_observed()
+        self._seen.require()
         if self.at == "boundary" and not self._boundary_used:
             raise RuntimeError("at='boundary', but `scale_backward` was not called in forward")
         if self._takes_losses and self._decided is None:
@@ -290,16 +281,6 @@ class Modulator:
         if self._decided is not None:
             return Pending(self._decided, applied=True)
         return self._measured(grads, ahead)
-
-    def _unprepared(self) -> bool:
-        return self._takes_losses or (bool(self._observed_names) and self._observed is None)
-
-    def _check_observed(self) -> None:
-        if self._observed_names and self._observed is None:
-            raise RuntimeError(
-                f"{type(self.balancer).__name__} needs {' and '.join(self._observed_names)}:"
-                " call observe(...) between forward and step(), every step"
-            )
 
     def _measured(self, grads: Sequence[Tensor | None], ahead: bool) -> Pending:
         """A decision from the gradients of the one loss."""
@@ -322,9 +303,13 @@ class Modulator:
 
     def _known(self, batch: Observed | None = None) -> Statistics:
         """What is known without gradients: of this batch, or of all since the last step."""
-        known = (batch or self._observed or {}).items()
-        means = {name: mean_of_means(*seen, self.process_group) for name, seen in known}
+        means = self._seen.means(self.process_group, batch)
         return Statistics(self._memory.step, self._memory.epoch, **means)
+
+    def _forget(self) -> None:
+        """What belongs to one step."""
+        self._seen.replace(None)
+        self._decided = None
 
     @torch.no_grad()
     def commit(self, pending: Pending, late: Mapping[str, Tensor]) -> None:
@@ -339,19 +324,8 @@ class Modulator:
         if not pending.applied:
             self._weights.copy_(decision.weights[:, 0])
         self._memory.advance(decision.state, getattr(self._optimizer, "found_inf", None))
-        measured, weights = decision.statistics, decision.weights
-        self.last = LastStep(
-            self.modalities.names,
-            weights.clone() if self._takes_losses else weights[:, 0].clone(),
-            decision.modulation.noise,
-            measured.scores,
-            measured.response_losses,
-            measured.grad_sq_norms,
-            measured.param_sq_norms,
-            measured.losses,
-            measured.gram,
-        )
-        self._observed = self._decided = None
+        self.last = decision.as_last(self.modalities.names, self._takes_losses)
+        self._forget()
         self._boundary_used = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -361,17 +335,8 @@ class Modulator:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up a state of the same modalities and balancer; an error changes nothing."""
         self._memory.load_state_dict(state_dict)
-        self._observed = self._decided = None
+        self._forget()
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raise ValueError where ``load_state_dict`` could not take this state."""
         self._memory.check_state_dict(state_dict)
-
-
-def _learning_rate_is_zero(optimizer: Optimizer) -> bool:
-    """Whether every learning rate is a host-known 0, so that the step changes nothing."""
-    rates = [group.get("lr") for group in optimizer.param_groups]
-    return all(
-        rate.device.type == "cpu" and float(rate) == 0 if isinstance(rate, Tensor) else rate == 0
-        for rate in rates
-    )

@@ -12,25 +12,6 @@ from modgrad.balancers.base import Modulation, Statistics
 from modgrad.rules import Rule
 
 
-class Decision(NamedTuple):
-    """A balancer's answer, not yet committed."""
-
-    statistics: Statistics
-    modulation: Modulation
-    weights: Tensor  # float32 [M, K]
-    state: Any
-
-
-class Pending(NamedTuple):
-    """A decision that gradients are to follow, or have."""
-
-    decision: Decision
-    seed: Tensor | None = None  # of the noise
-    applied: bool = False  # in backward already
-    late: frozenset[str] = frozenset()  # statistics that the update measures
-    rule: Rule | None = None  # by which the update finds the weights, and fills the decision's
-
-
 @dataclass(frozen=True)
 class LastStep:
     """What the last step measured and did: device tensors in the order of the modalities.
@@ -58,6 +39,40 @@ class LastStep:
                 by_modality = name != "losses"
                 out[name] = dict(zip(self.modalities, rows, strict=True)) if by_modality else rows
         return out
+
+
+class Decision(NamedTuple):
+    """A balancer's answer, not yet committed."""
+
+    statistics: Statistics
+    modulation: Modulation
+    weights: Tensor  # float32 [M, K]
+    state: Any
+
+    def as_last(self, modalities: tuple[str, ...], takes_losses: bool) -> LastStep:
+        """What is told of it once it is committed."""
+        measured = self.statistics
+        return LastStep(
+            modalities,
+            self.weights.clone() if takes_losses else self.weights[:, 0].clone(),
+            self.modulation.noise,
+            measured.scores,
+            measured.response_losses,
+            measured.grad_sq_norms,
+            measured.param_sq_norms,
+            measured.losses,
+            measured.gram,
+        )
+
+
+class Pending(NamedTuple):
+    """A decision that gradients are to follow, or have."""
+
+    decision: Decision
+    seed: Tensor | None = None  # of the noise
+    applied: bool = False  # in backward already
+    late: frozenset[str] = frozenset()  # statistics that the update measures
+    rule: Rule | None = None  # by which the update finds the weights, and fills the decision's
 
 
 class Options(TypedDict, total=False):

@@ -423,7 +423,7 @@ def test_errors_change_nothing():
         with pytest.raises(ValueError, match=r"layout torch\.sparse_coo, allowed: torch\.strided"):
             optimizer.step()
         model.head.weight.grad = dense
-        optimizer.modulator._observed = None
+        optimizer.modulator._seen.replace(None)
         with pytest.raises(RuntimeError, match="OGM needs scores"):
             optimizer.step()
         assert_same(values(model, optimizer), before)
