@@ -15,8 +15,9 @@ class GradScaler(torch.amp.GradScaler):
 
     torch's reads every gradient and writes it again, unchanged, before the step. This one reads it:
     a sum of squares in float64 is finite exactly where all elements are (below 1e154, for float64).
-    The step then unscales, modulates and updates in its one pass, or skips, on the device. Scales,
-    ``unscale_`` and every other optimizer are as with torch's; so is the checkpoint.
+    The step then unscales, modulates and updates in its one pass, or skips, on the device; squared
+    norms that the balancer needs are those sums. Scales, ``unscale_`` and every other optimizer are
+    as with torch's; so is the checkpoint.
     """
 
     @torch.no_grad()
@@ -24,14 +25,20 @@ class GradScaler(torch.amp.GradScaler):
         if not isinstance(optimizer, ModulatedOptimizer) or not optimizer.fused:
             return super()._check_inf_per_device(optimizer)
         self._check_scale_growth_tracker("_check_inf_per_device")
-        grads: dict[torch.device, list[Tensor]] = {}
-        for p in optimizer.modulator.held:
-            if p.grad is not None:
-                grads.setdefault(p.grad.device, []).append(p.grad)
+        modulator = optimizer.modulator
+        M = len(modulator.modalities)
+        grads = [p.grad for p in modulator.held]
+        by_device: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
+        for grad, owner in zip(grads, modulator.owner, strict=True):
+            if grad is not None:
+                values, group = by_device.setdefault(grad.device, ([], []))
+                values.append(grad)
+                group.append(owner if owner >= 0 else M)
         found: dict[Any, Tensor] = {}
-        for device, values in grads.items():
-            backend = optimizer.modulator.backend
-            total = ops.group_sq_norms(values, [0] * len(values), 1, backend=backend)
-            found[device] = (~total[0].isfinite()).float()
+        for device, (values, group) in by_device.items():
+            sums = ops.group_sq_norms(values, group, M + 1, backend=modulator.backend)
+            found[device] = (~sums.isfinite().all()).float()
+            if len(by_device) == 1:
+                modulator.foresee(grads, sums[:M])
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = found
         return found

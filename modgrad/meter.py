@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import is_
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +12,32 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from modgrad import ops
 from modgrad.balancers.base import Statistics
+
+
+class Foreseen(NamedTuple):
+    """Squared norms of a step's gradients, measured before the step by somebody else."""
+
+    grads: Sequence[Tensor | None]
+    versions: Sequence[int]  # in-place changes count them up
+    sq_norms: Tensor  # float64 [M]
+
+    @classmethod
+    def of(cls, grads: Sequence[Tensor | None], sq_norms: Tensor) -> "Foreseen":
+        return cls(grads, _versions(grads), sq_norms)
+
+    def holds(self, grads: Sequence[Tensor | None]) -> bool:
+        """Whether these are the gradients that were measured, unchanged."""
+        same = len(grads) == len(self.grads) and all(map(is_, grads, self.grads))
+        return same and self.versions == _versions(grads)
+
+
+def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [x._version for x in tensors if x is not None]
+
+
+def unscaled(sq_norms: Tensor, grad_scale: Tensor | None) -> Tensor:
+    """Squared norms of gradients that are ``grad_scale`` times too large, if given."""
+    return sq_norms if grad_scale is None else sq_norms / grad_scale.double().square()
 
 
 @dataclass(frozen=True)
@@ -34,9 +62,7 @@ class Meter:
         """What one loss's gradients add; they are ``grad_scale`` times too large, if given."""
         found = {}
         if "grad_sq_norms" in self.names:
-            found["grad_sq_norms"] = self._sq_norms(grads, group)
-            if grad_scale is not None:
-                found["grad_sq_norms"] = found["grad_sq_norms"] / grad_scale.double().square()
+            found["grad_sq_norms"] = unscaled(self._sq_norms(grads, group), grad_scale)
         if "param_sq_norms" in self.names:
             found["param_sq_norms"] = self._sq_norms(parameters, group)
         return replace(known, **found)

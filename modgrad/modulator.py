@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from modgrad.decider import Decider
 from modgrad.distributed import is_sharded, local
 from modgrad.held import HeldParameters
 from modgrad.memory import Memory
-from modgrad.meter import Meter
+from modgrad.meter import Foreseen, Meter, unscaled
 from modgrad.modalities import Modalities
 from modgrad.observation import Observation, Observed, in_order
 from modgrad.records import Decision, LastStep, Pending
@@ -93,6 +94,7 @@ class Modulator:
         self.last: LastStep | None = None
         self._decided: Decision | None = None  # before step, by observe or backward
         self._boundary_used = False
+        self._foreseen: Foreseen | None = None
 
         state = balancer.init(modalities.names, len(self.losses), device)
         self._memory = Memory(modalities.names, state, seed, device)
@@ -265,6 +267,7 @@ class Modulator:
             ahead: where it can, decide before the norms are there, which a fused update measures on
                 its way; with ``Pending.rule``, one update of all gradients.
         """
+        foreseen, self._foreseen = self._foreseen, None  # it holds on to the gradients
         if not self.enabled or not self._parameters.has_gradient(grads):
             return None
         self._follow(self._parameters.own.parameters[0].device)
@@ -280,18 +283,23 @@ class Modulator:
             )
         if self._decided is not None:
             return Pending(self._decided, applied=True)
-        return self._measured(grads, ahead)
+        return self._measured(grads, ahead, foreseen)
 
-    def _measured(self, grads: Sequence[Tensor | None], ahead: bool) -> Pending:
+    def _measured(
+        self, grads: Sequence[Tensor | None], ahead: bool, foreseen: Foreseen | None
+    ) -> Pending:
         """A decision from the gradients of the one loss."""
         known, late = self._known(), self._meter.names - OBSERVED
+        # set by GradScaler on fused optimizers
+        scale = getattr(self._optimizer, "grad_scale", None)
+        if "grad_sq_norms" in late and foreseen is not None and foreseen.holds(grads):
+            known = replace(known, grad_sq_norms=unscaled(foreseen.sq_norms, scale))
+            late -= {"grad_sq_norms"}
         pending = self._decide.ahead(known, late) if late and ahead else None
         if late and pending is None:
             parameters, own, group = self._parameters.present(grads)
             if any(map(is_sharded, own)):
                 raise NotImplementedError(f"{sorted(late)} of sharded gradients (DTensor)")
-            # set by GradScaler on fused optimizers
-            scale = getattr(self._optimizer, "grad_scale", None)
             known = self._meter.of_gradients(known, parameters, own, group, scale)
         if pending is None:
             pending = Pending(self._decide(known))
@@ -300,6 +308,16 @@ class Modulator:
         if any(map(is_sharded, self._parameters.present(grads)[1])):
             raise NotImplementedError("GE noise on sharded gradients (DTensor)")
         return pending._replace(seed=self._memory.seed_of_step())
+
+    def foresee(self, grads: Sequence[Tensor | None], sq_norms: Tensor) -> None:
+        """Spare the next step a reading: the squared norms of its gradients, as they are now.
+
+        Args:
+            grads: those of ``held``; where others come, or these are changed, they are measured.
+            sq_norms: float64 [M], by modality.
+        """
+        if "grad_sq_norms" in self._meter.names:
+            self._foreseen = Foreseen.of(grads, sq_norms)
 
     def _known(self, batch: Observed | None = None) -> Statistics:
         """What is known without gradients: of this batch, or of all since the last step."""

@@ -1,6 +1,7 @@
 """modgrad.GradScaler does what torch's does, with one read of the gradients."""
 
 import math
+import weakref
 
 import networks
 import pytest
@@ -10,7 +11,7 @@ from test_modulator import host_reads
 from test_rules import Ops
 
 import modgrad
-from modgrad import OGM
+from modgrad import OGM, EqualNorms
 
 NAMES = ["SGD momentum", "SGD dampening", "AdamW", "AdamW fused"]
 
@@ -44,12 +45,71 @@ def test_gradients_are_read_once_and_not_written():
     scaler = modgrad.GradScaler("cpu", init_scale=8.0)
     backward(model, optimizer, *networks.batch(TWO), scaler.scale)
     versions = [p.grad._version for p in model.parameters()]
+    assert named_ops(scaler, optimizer) == ["group_sq_norms", "modulated_adam_"]
+    assert [p.grad._version for p in model.parameters()] == versions
+
+
+def named_ops(scaler, optimizer):
     with Ops() as ops:
         scaler.step(optimizer)
-    assert [p.grad._version for p in model.parameters()] == versions
-    assert not [name for name in ops.names if "_amp_foreach" in name]
-    ours = [name.split(".")[1] for name in ops.names if name.startswith("modgrad_")]
-    assert ours == ["group_sq_norms", "modulated_adam_"]
+    return [name.split(".")[1] for name in ops.names if name.startswith("modgrad_")]
+
+
+@pytest.mark.parametrize("name", ["SGD momentum", "AdamW"])
+def test_norms_of_the_check_decide(name):
+    (model, optimizer), _ = pair(INNER[name], balancer=EqualNorms())
+    twin = type(model)()
+    twin.load_state_dict(model.state_dict())
+    other = wrap(twin, INNER[name], balancer=EqualNorms())
+    scalers = [kind("cpu", init_scale=1024.0, growth_interval=2) for kind in KINDS]
+    for factor in (1.0, math.inf, 0.5, 2.0):
+        batch = networks.batch(TWO)
+        called = []
+        for scaler, net, o in zip(scalers, (model, twin), (optimizer, other), strict=True):
+            backward(net, o, *batch, lambda x: scaler.scale(x * factor))  # noqa: B023
+            called.append(named_ops(scaler, o))
+            scaler.update()
+        update = "modulated_sgd_" if name == "SGD momentum" else "modulated_adam_"
+        assert called == [["group_sq_norms", "rule_weights", update], [update]]
+        assert_same(values(model, optimizer), values(twin, other))
+    ours, theirs = optimizer.modulator.last, other.modulator.last
+    assert (ours.weights != 1).all()
+    # sums of squares in float64, added in another order
+    torch.testing.assert_close(ours.grad_sq_norms, theirs.grad_sq_norms, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced"])
+def test_gradients_that_change_after_the_check_are_measured_anew(change):
+    (model, optimizer), _ = pair(INNER["SGD"], balancer=EqualNorms())
+    scaler = modgrad.GradScaler("cpu", init_scale=8.0)
+    backward(model, optimizer, *networks.batch(TWO), scaler.scale)
+    weight = next(model.parameters())
+
+    def hook(*_):
+        if change == "in place":
+            weight.grad.mul_(3.0)
+        else:
+            weight.grad = weight.grad * 3.0
+
+    optimizer.register_step_pre_hook(hook)
+    assert named_ops(scaler, optimizer) == ["group_sq_norms", "modulated_sgd_"]
+    owner = optimizer.modulator.owner
+    i = owner[0]
+    own = [p.grad for p, m in zip(model.parameters(), owner, strict=True) if m == i]
+    expected = sum((g.double() / 8).square().sum() for g in own)
+    torch.testing.assert_close(optimizer.modulator.last.grad_sq_norms[i], expected)
+
+
+def test_gradients_are_not_held_after_the_step():
+    (model, optimizer), _ = pair(INNER["SGD"], balancer=EqualNorms())
+    for enabled in (True, False):
+        optimizer.modulator.enabled = enabled
+        scaler = modgrad.GradScaler("cpu", init_scale=8.0)
+        backward(model, optimizer, *networks.batch(TWO), scaler.scale)
+        scaler.step(optimizer)
+        grads = [weakref.ref(p.grad) for p in model.parameters()]
+        optimizer.zero_grad()
+        assert [ref() for ref in grads] == [None] * len(grads)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
