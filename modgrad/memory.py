@@ -13,7 +13,11 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15 - 2**64
 
 
 class Memory:
-    """The balancer's state, the number of modulated steps, the epoch, the seed of the noise."""
+    """The balancer's state, the number of modulated steps, the epoch, the seed of the noise.
+
+    They stay the same tensors and are refilled: a captured CUDA graph reads and writes those that
+    it met.
+    """
 
     def __init__(
         self, modalities: tuple[str, ...], state: Any, seed: int, device: torch.device
@@ -32,7 +36,7 @@ class Memory:
         found, allowed = _shapes(state_tensors(state)), _shapes(state_tensors(self._state))
         if found != allowed:
             raise ValueError(f"`state` holds {found}, allowed: {allowed}")
-        self._state = map_state(lambda old, new: new.to(old, copy=True), self._state, state)
+        map_state(Tensor.copy_, self._state, state)
 
     def follow(self, device: torch.device) -> bool:
         """Move to where the parameters are now; whether that is elsewhere."""
@@ -44,7 +48,7 @@ class Memory:
         return True
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = torch.full_like(self.epoch, epoch)  # a state may hold the old one
+        self.epoch.fill_(epoch)
 
     def seed_of_step(self) -> Tensor:
         return self.seed + self.step * _SEED_STRIDE
@@ -52,11 +56,21 @@ class Memory:
     def advance(self, state: Any, skipped: Tensor | None) -> None:
         """After a step; where ``skipped`` is not 0, all stays as it was."""
         if skipped is None:
-            self._state, self.step = state, self.step + 1
+            self._refill(state)
+            self.step.add_(1)
         else:
             keep = skipped.reshape(()) != 0
-            self._state = map_state(lambda a, b: torch.where(keep, a, b), self._state, state)
-            self.step = self.step + (~keep).long()
+            self._refill(map_state(lambda a, b: torch.where(keep, a, b), self._state, state))
+            self.step.add_(~keep)
+
+    def _refill(self, state: Any) -> None:
+        """Copy what is new; a state that moves its own tensors to other places, past a copy."""
+        old, new = (list(state_tensors(s).values()) for s in (self._state, state))
+        own = {t.untyped_storage().data_ptr() for t in old}
+        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a is not b]
+        if pairs:
+            moved = [b.clone() if b.untyped_storage().data_ptr() in own else b for _, b in pairs]
+            torch._foreach_copy_([a for a, _ in pairs], moved)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors."""
@@ -72,9 +86,9 @@ class Memory:
         """Take up a state of the same modalities and balancer; an error changes nothing."""
         self.check_state_dict(state_dict)
         for name in ("step", "epoch", "seed"):
-            setattr(self, name, state_dict[name].to(self.step.device, copy=True))
-        loaded = iter(state_dict["balancer"][name] for name in state_tensors(self._state))
-        self._state = map_state(lambda t: next(loaded).to(t, copy=True), self._state)
+            getattr(self, name).copy_(state_dict[name])
+        for name, tensor in state_tensors(self._state).items():
+            tensor.copy_(state_dict["balancer"][name])
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raise ValueError where ``load_state_dict`` could not take this state."""

@@ -140,7 +140,7 @@ class Modulator:
 
     @property
     def state(self) -> Any:
-        """The balancer's state, a NamedTuple of device tensors; replaced by every step."""
+        """The balancer's state, a NamedTuple of device tensors, which every step refills."""
         return self._memory.state
 
     @state.setter
@@ -341,8 +341,9 @@ class Modulator:
         decision = pending.decision
         if not pending.applied:
             self._weights.copy_(decision.weights[:, 0])
-        self._memory.advance(decision.state, getattr(self._optimizer, "found_inf", None))
+        # before the state, of which the weights may be a part, is refilled
         self.last = decision.as_last(self.modalities.names, self._takes_losses)
+        self._memory.advance(decision.state, getattr(self._optimizer, "found_inf", None))
         self._forget()
         self._boundary_used = False
 

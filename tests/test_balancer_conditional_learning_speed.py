@@ -180,7 +180,7 @@ def setup(balancer, device="cpu", modalities=TWO, dtype=torch.float32, lr=0.1, *
 
 def train_step(model, optimizer, inputs, targets):
     """One step of balanced training; the branch it re-balanced."""
-    branch = optimizer.modulator.state.branch
+    branch = optimizer.modulator.state.branch.clone()
     outputs = model(inputs, branch)
     optimizer.zero_grad()
     sum(F.cross_entropy(z, targets) for z in outputs.values()).backward()
