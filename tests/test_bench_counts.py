@@ -77,7 +77,10 @@ def test_steps_read_nothing_and_take_fewer_calls_than_foreach(label):
 
 @pytest.mark.parametrize("op", ["group_sq_norms", "modulate_"])
 def test_a_slowed_kernel_is_seen(op, monkeypatch):
-    """Another pass over the same memory: 89 MB, some milliseconds; equal kernels stay near 1."""
+    """Three more passes over the same memory: 89 MB, some milliseconds; equal kernels stay near 1.
+
+    Where others have the cores, medians of pairs are off by a half.
+    """
     from modgrad import ops
 
     case = ENTRIES[f"{op}, 2x resnet18"].build()
@@ -86,15 +89,16 @@ def test_a_slowed_kernel_is_seen(op, monkeypatch):
     backend = getattr(ops, OURS.removeprefix("modgrad, "))
     kernel = getattr(backend, op)
 
-    def twice(*arguments):
-        kernel(*arguments)
+    def four_times(*arguments):
+        for _ in range(3):
+            kernel(*arguments)
         return kernel(*arguments)
 
     def slowed():
         with monkeypatch.context() as patch:
-            patch.setattr(backend, op, twice)
+            patch.setattr(backend, op, four_times)
             quick()
 
     measured = interleaved({"as it is": quick, "again": quick, "slowed": slowed}, 1.0, least=15)
-    assert measured["slowed"].ratio > 1.4
-    assert 0.7 < measured["again"].ratio < 1.4
+    assert measured["slowed"].ratio > 2
+    assert 0.5 < measured["again"].ratio < 2

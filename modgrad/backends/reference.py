@@ -174,6 +174,7 @@ def modality_cross_entropy(
         scores.append(torch.where(kept, p, 0.0).sum() / kept.sum())
         lses.append(torch.where(kept, lse, 0.0))
         masses.append(torch.cat([q.sum(1), total[None]]))
+    exact = torch.stack(losses)
     wide = any(x.dtype == torch.float64 for x in logits)
     rounded = torch.stack(scores).float()
     found = rounded.new_empty(0)
@@ -181,7 +182,8 @@ def modality_cross_entropy(
         own, _ = weights(Rule(rule, tuple(parameters or ())), rounded[num_joint:])
         found = torch.cat([rounded.new_ones(num_joint), own[:, 0]])
     return (
-        torch.stack(losses).to(torch.float64 if wide else torch.float32),
+        # not .to(float64): torch.compile of 2.11 loses the gradient of what is that already
+        exact if wide else exact.float(),
         rounded,
         torch.stack(lses),
         masses[0],
