@@ -28,7 +28,8 @@ LOCAL_BUILD = $(if $(filter 1,$(HAS_CUDA)),auto,cpu)
 SITE := build/site
 WITH_SITE = PYTHONPATH=$(ROOT)/$(SITE)
 
-.PHONY: demo reproduce test oldest gpu bench results lint doctor clean
+.PHONY: demo reproduce test oldest gpu gpu-tests gpu-sanitizer gpu-bench memcheck racecheck initcheck synccheck
+.PHONY: bench results lint doctor clean
 
 demo: $(SITE)/.ready
 	cd build && $(WITH_SITE) $(PY) -m modgrad demo --output $(ROOT)/demo_results $(DEMO)
@@ -106,14 +107,22 @@ build/fresh/.ready: $(ENVIRONMENT) $(SOURCES)
 oldest: $(ENVIRONMENT)
 	$(PY) tools/oldest_torch.py build/oldest
 
-# What only a GPU can show: every test on CUDA with every backend, the sanitizer, the benchmarks.
-gpu: $(SITE)/.ready $(RUN)
+# What only a GPU can show, in parts of some minutes: every test on CUDA with every backend, the
+# sanitizer (its tools side by side with make -j4), the benchmarks.
+TOOLS := memcheck racecheck initcheck synccheck
+SIDE_BY_SIDE = $(shell $(PY) -c 'import xdist; print("-n 8")' 2>/dev/null)
+gpu: gpu-tests gpu-sanitizer gpu-bench
+
+gpu-tests: $(SITE)/.ready $(RUN)
 	cd $(RUN) && $(WITH_SITE) MODGRAD_SOURCE=$(ROOT) MODGRAD_REQUIRE_BACKENDS=$(REQUIRED_BACKENDS) \
-	    $(PY) -m pytest -k "not cpu" $(PYTEST)
-	for tool in memcheck racecheck initcheck synccheck; do \
-	    cd $(ROOT) && $(WITH_SITE) PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool \
-	        --error-exitcode 1 $(PY) tests/sanitize.py || exit 1; \
-	done
+	    $(PY) -m pytest $(SIDE_BY_SIDE) -k "cuda and not test_cuda_" $(PYTEST)
+
+gpu-sanitizer: $(TOOLS)
+$(TOOLS): $(SITE)/.ready
+	$(WITH_SITE) PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $@ --error-exitcode 1 \
+	    $(PY) tests/sanitize.py
+
+gpu-bench: $(SITE)/.ready
 	cd build && $(WITH_SITE) $(PY) -m modgrad bench --device cuda --scaling --output $(ROOT)/bench_results $(BENCH)
 
 clean:
