@@ -20,12 +20,14 @@ READS = {
     "balance_kernel",
     "combine_kernel",
     "cross_entropy_backward_kernel",
+    "cross_entropy_kernel",
     "cross_entropy_rows_kernel",
     "group_gram_kernel",
     "group_sq_norms_kernel",
     "modality_scores_kernel",
     "modulate_kernel",
     "scale_backward_kernel",
+    "score_rows_kernel",
     "spread_kernel",
 }
 WRITES = {
@@ -49,9 +51,11 @@ STACK = dict.fromkeys(NOISY, 32)
 
 # At 64 registers a thread, 4 blocks of 256 share the 65,536 of a multiprocessor. Fewer blocks where
 # 64 spill, and for the 16 float64 sums of two tiles: 104 registers on sm_90, 134 on sm_80. Where a
-# rule decides there is one block.
+# rule decides there is one block, or few with little to do.
 REGISTERS = {
     r"cross_entropy_backward_kernel": 128,
+    r"cross_entropy_kernelILi\d+ELb0": 80,
+    r"cross_entropy_kernelILi\d+ELb1": 128,
     r"cross_entropy_means_kernelILb1": 128,
     r"group_gram_kernelILb1": 136,
     r"modulated_adam_kernelI(Lb1|Lb0Ed)": 80,  # noise, float64
