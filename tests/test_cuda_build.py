@@ -51,12 +51,10 @@ STACK = dict.fromkeys(NOISY, 32)
 
 # At 64 registers a thread, 4 blocks of 256 share the 65,536 of a multiprocessor. Fewer blocks where
 # 64 spill, and for the 16 float64 sums of two tiles: 104 registers on sm_90, 134 on sm_80. Where a
-# rule decides there is one block, or few with little to do.
+# rule decides there is one block.
 REGISTERS = {
     r"cross_entropy_backward_kernel": 128,
-    r"cross_entropy_kernelILi\d+ELb0": 80,
-    r"cross_entropy_kernelILi\d+ELb1": 128,
-    r"cross_entropy_means_kernelILb1": 128,
+    r"cross_entropy_kernel": 80,
     r"group_gram_kernelILb1": 136,
     r"modulated_adam_kernelI(Lb1|Lb0Ed)": 80,  # noise, float64
     r"rule_weights_kernel": 128,

@@ -461,27 +461,28 @@ def balance(ops, grads):
     results = []
     for M, factor in ((1, 1.0), (2, 1.0), (2, 3.0)):
         group = [i % M for i in range(len(grads))]
-        changed = [
-            g * factor if m == M - 1 else g.clone() for g, m in zip(grads, group, strict=True)
-        ]
+        factors = [factor if m == M - 1 else 1.0 for m in group]
+        changed = (torch.stack(grads) * torch.tensor(factors)[:, None]).unbind()
         arguments = changed, [], [], [], group, M, 1, "equal_norms", [1.0, 10.0], None, []
         results += [*ops.balance_(*arguments), *changed]
     return torch.cat([x.flatten() for x in results])
 
 
+def batches(grads):
+    """Logits and classes: twice, what belongs to the first in other places; and of one row a warp,
+    so that nothing but the barrier of the grid is between a row and the first sum."""
+    for B, some in ((20, grads), (20, grads[::-1]), (4, grads[:2])):
+        yield [g[: 5 * B].view(B, 5) for g in some], torch.arange(B) % 5
+
+
 def entropies(ops, grads):
-    """Twice, with the scores of the first in other places."""
-    logits = [g[:100].view(20, 5) for g in grads]
-    given = torch.arange(20) % 5, None, -100, 0.0, "ogm", [0.5, 0.0], 0
-    found = [ops.modality_cross_entropy(x, *given) for x in (logits, logits[::-1])]
+    given = None, -100, 0.0, "ogm", [0.5, 0.0], 0
+    found = [ops.modality_cross_entropy(*batch, *given) for batch in batches(grads)]
     return torch.cat([weights for *_, weights in found])
 
 
 def scores(ops, grads):
-    """Twice, as above."""
-    logits = [g[:100].view(20, 5) for g in grads]
-    found = [ops.modality_scores(x, torch.arange(20) % 5) for x in (logits, logits[::-1])]
-    return torch.cat(found)
+    return torch.cat([ops.modality_scores(*batch) for batch in batches(grads)])
 
 
 # An op that comes by each barrier of a file.

@@ -132,13 +132,14 @@ __device__ __forceinline__ void write_means(const Targets& targets, const Totals
   }
 }
 
-// By the block that wrote all means.
+// By the block that wrote all means, where there is a rule. Not by `decide`: the code of rules that read no scores
+// takes registers.
 __device__ __forceinline__ void write_weights(const Rule& rule, int64_t num_modalities, float* weights) {
   __syncthreads();
   const int64_t num_joint = num_modalities - rule.num_modalities;
   for (int64_t m = threadIdx.x; m < num_joint; m += kThreads) weights[m] = 1;
   for (int64_t m = threadIdx.x; m < rule.num_modalities; m += kThreads)
-    decide(rule, m, {weights + num_joint, nullptr, nullptr});
+    weights[num_joint + m] = scores_weight(rule, m);
 }
 
 // Four blocks: 64 registers. Left alone, ptxas takes fewer and spills.
@@ -149,35 +150,29 @@ __global__ void __launch_bounds__(kThreads, 4)
   measure_rows<kRowThreads>(list, targets, out);
 }
 
-// With a rule there is one block, which has all scores when it decides, and registers enough not to spill.
-template <bool kDecides>
-__global__ void __launch_bounds__(kThreads, kDecides ? 1 : 4)
+// With a rule there is one block, which has all scores when it decides. Left alone, ptxas takes 40 registers and
+// spills.
+__global__ void __launch_bounds__(kThreads, 4)
     cross_entropy_means_kernel(const Targets targets, int64_t num_classes, const Results out, const Rule rule,
                                float* weights) {
   write_means(targets, add_masses(targets, num_classes), blockIdx.x, gridDim.x, out);
-  if constexpr (kDecides) write_weights(rule, out.num_modalities, weights);
+  if (rule.num_modalities > 0) write_weights(rule, out.num_modalities, weights);
 }
 
-// Both at once. With a rule one block forms all means, else a block each. 80 registers: held to 64 it spills on
-// sm_100 and 120, with a rule also to 80 on sm_100. Inputs small enough for one launch seldom fill more blocks.
-template <int kRowThreads, bool kDecides>
-__global__ void __launch_bounds__(kThreads, kDecides ? 2 : 3)
+// Both at once. With a rule one block forms all means, else a block each. Three blocks, 80 registers: held to 64 it
+// spills, and inputs small enough for one launch seldom fill a fourth.
+template <int kRowThreads>
+__global__ void __launch_bounds__(kThreads, 3)
     cross_entropy_kernel(const __grid_constant__ TensorList<kFewTensors> list, const Targets targets,
                          int64_t num_classes, const Results out, const Rule rule, float* weights) {
-  const int64_t last = kDecides ? 1 : out.num_modalities;
+  const bool decides = rule.num_modalities > 0, goes_on = decides ? blockIdx.x == 0 : blockIdx.x < list.size;
   Totals total;
-  if (blockIdx.x < last) total = add_masses(targets, num_classes);
+  if (goes_on) total = add_masses(targets, num_classes);
   measure_rows<kRowThreads>(list, targets, out);
   cooperative_groups::this_grid().sync();
-  if (blockIdx.x >= last) return;
-  write_means(targets, total, blockIdx.x, kDecides ? 1 : gridDim.x, out);
-  if constexpr (kDecides) write_weights(rule, out.num_modalities, weights);
-}
-
-// The one for rows of a warp or of a block, with a rule or without.
-auto kernel_at_once(bool wide, bool decides) {
-  if (decides) return wide ? &cross_entropy_kernel<kThreads, true> : &cross_entropy_kernel<kWarp, true>;
-  return wide ? &cross_entropy_kernel<kThreads, false> : &cross_entropy_kernel<kWarp, false>;
+  if (!goes_on) return;
+  write_means(targets, total, blockIdx.x, decides ? 1 : gridDim.x, out);
+  if (decides) write_weights(rule, out.num_modalities, weights);
 }
 
 }  // namespace
@@ -195,9 +190,9 @@ cudaError_t launch_modality_cross_entropy(const std::vector<TensorRef>& logits, 
   if (rule.has_value()) rule->scores = scores + num_modalities - rule->num_modalities;
   if (is_for_one_launch(logits)) {
     const auto list = make_list<TensorList<kFewTensors>>(logits, kFewTensors, 0, 0);
-    const cudaError_t error = launch_together(
-        kernel_at_once(wide, rule.has_value()), blocks_of_rows(num_modalities * num_rows, wide), device, stream, list,
-        targets, num_classes, out, rule.value_or(Rule()), weights);
+    const auto kernel = wide ? &cross_entropy_kernel<kThreads> : &cross_entropy_kernel<kWarp>;
+    const cudaError_t error = launch_together(kernel, blocks_of_rows(list.size * num_rows, wide), device, stream, list,
+                                              targets, num_classes, out, rule.value_or(Rule()), weights);
     if (error != cudaErrorCooperativeLaunchTooLarge) return error;
   }
   const cudaError_t error = for_each_list(logits, [&](const auto& list) {
@@ -209,11 +204,8 @@ cudaError_t launch_modality_cross_entropy(const std::vector<TensorRef>& logits, 
     return cudaGetLastError();
   });
   if (error != cudaSuccess) return error;
-  if (rule.has_value())
-    cross_entropy_means_kernel<true><<<1, kThreads, 0, stream>>>(targets, num_classes, out, *rule, weights);
-  else
-    cross_entropy_means_kernel<false>
-        <<<num_blocks(num_modalities), kThreads, 0, stream>>>(targets, num_classes, out, Rule(), weights);
+  cross_entropy_means_kernel<<<rule.has_value() ? 1 : num_blocks(num_modalities), kThreads, 0, stream>>>(
+      targets, num_classes, out, rule.value_or(Rule()), weights);
   return cudaGetLastError();
 }
 
