@@ -105,6 +105,7 @@ def test_same_bits_at_once_and_in_parts_and_in_every_schedule(emulator, monkeypa
             found.append(results(emulator.ops, tensors, group))
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
+    assert torch.equal(found[0][0][:, 0, 0], emulator.ops.group_sq_norms(tensors, group, 3))
 
 
 def is_at_once(emulator, file, op):
@@ -122,9 +123,9 @@ def test_as_many_tensors_as_one_launch_holds(emulator, monkeypatch, count):
     monkeypatch.setenv("MODGRAD_COOPERATIVE", "1")
     tensors = [fenced(torch.randn(1 + i % 5).to(inputs.DTYPES[i % 4]), i % 9) for i in range(count)]
     tensors += [fenced(torch.randn(0), 1)] * 5
-    group, changed = inputs.groups(len(tensors), 8), copies(tensors)
-    check_one_loss(tensors, group, 8, changed, balance(emulator.ops, changed, group, 8))
-    run = partial(balance, emulator.ops, changed, group, 8)
+    group, changed = inputs.groups(len(tensors), 5), copies(tensors)
+    check_one_loss(tensors, group, 5, changed, balance(emulator.ops, changed, group, 5))
+    run = partial(balance, emulator.ops, changed, group, 5)
     assert is_at_once(emulator, "balance_.cu", run) == (count <= 3920)
 
 

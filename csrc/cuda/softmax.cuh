@@ -22,8 +22,8 @@ inline int64_t blocks_of_rows(int64_t num_rows, bool wide) {
   return wide ? num_rows : (num_rows + kThreads / kWarp - 1) / (kThreads / kWarp);
 }
 
-// 16 MiB of float32: some 4 us at 4 TB/s, where the second launch costs 2 or 3. For more, the blocks that are not
-// resident yet are worth more than that launch: each takes rows as soon as another is done.
+// 16 MiB of float32: some 4 us at 4 TB/s, of which a launch more is a good part. Beyond, it is little, and blocks
+// that wait in a queue spread the rows better than a loop does.
 constexpr int64_t kMostLogitsAtOnce = int64_t{1} << 22;
 
 // Whether rows and means are one launch: for a short list alone, as no model has 64 modalities.
