@@ -45,6 +45,9 @@ MODGRAD_HD double ogm_weight(const Rule& r, int64_t m) {
   return 1 - std::tanh(r.parameters[0] * (lead < kLargestFloat ? lead : kLargestFloat));
 }
 
+// The weight by a rule that reads scores.
+MODGRAD_HD float scores_weight(const Rule& r, int64_t m) { return static_cast<float>(ogm_weight(r, m)); }
+
 MODGRAD_HD double equal_norms_weight(const Rule& r, int64_t m) {
   if (!is_finite(r.gram, r.num_modalities) || !(r.gram[m] > 0)) return 1;
   double sum = 0, there = 0;
@@ -136,7 +139,7 @@ MODGRAD_HD void decide(const Rule& r, int64_t m, const RuleOut& result) {
   double* row = result.scratch + 2 * K * m;
   float* out = result.weights + K * m;
   switch (r.name) {
-    case RuleName::kOgm: out[0] = static_cast<float>(ogm_weight(r, m)); return;
+    case RuleName::kOgm: out[0] = scores_weight(r, m); return;
     case RuleName::kEqualNorms: out[0] = static_cast<float>(equal_norms_weight(r, m)); return;
     case RuleName::kGradNorm:
       for (int64_t k = 0; k < K; ++k) out[k] = r.states[0][k];

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -11,17 +12,29 @@ from modgrad.backends import why_not
 SIZES = [(3, 5), (0,), (1,), (1023,), (16385,), (2, 3, 4, 5)]
 
 
-def cross_entropies(
-    logits: list[torch.Tensor], targets: torch.Tensor, backend: str
-) -> list[torch.Tensor]:
-    """Losses, scores and gradients of classes and of probabilities."""
+def variants() -> Iterator[None]:
+    """In one launch with a barrier of all blocks, then in parts."""
+    for cooperative in "10":
+        os.environ["MODGRAD_COOPERATIVE"] = cooperative
+        yield
+    del os.environ["MODGRAD_COOPERATIVE"]
+
+
+def measures(logits: list[torch.Tensor], targets: torch.Tensor, backend: str) -> list[torch.Tensor]:
+    """Scores; losses, scores and gradients of classes and of probabilities; weights by a rule."""
     out = []
     wide = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
     soft = torch.arange(1, 10, device="cuda", dtype=wide)[:, None].expand(9, 1000) / 5000
-    for chosen, t in ((logits, targets), (logits[1:], soft)):
-        leaves = [x.clone().requires_grad_() for x in chosen]
-        found = modgrad.modality_cross_entropy(leaves, t, label_smoothing=0.1, backend=backend)
-        out += [*found, *torch.autograd.grad(found.losses.sum(), leaves)]
+    for _ in variants():
+        out += [modgrad.modality_scores(logits, targets, backend=backend)]
+        for chosen, t in ((logits, targets), (logits[1:], soft)):
+            leaves = [x.clone().requires_grad_() for x in chosen]
+            found = modgrad.modality_cross_entropy(leaves, t, label_smoothing=0.1, backend=backend)
+            out += [*found, *torch.autograd.grad(found.losses.sum(), leaves)]
+        leaves = [x.clone().requires_grad_() for x in logits]
+        rule = modgrad.OGM(0.5).rule
+        balanced = modgrad.balanced_cross_entropy(leaves, targets, rule, backend=backend)
+        out += [*balanced, *torch.autograd.grad(balanced.losses.sum(), leaves)]
     return [x.detach() for x in out]
 
 
@@ -64,25 +77,22 @@ def decisions(
     grads: list[torch.Tensor],
     per_loss: list[list[torch.Tensor | None]],
     group: list[int],
-    logits: list[torch.Tensor],
-    targets: torch.Tensor,
+    losses: torch.Tensor,
     backend: str,
 ) -> list[torch.Tensor]:
-    """What rules decide, and what follows: alone, from gradients, in an update, from scores."""
+    """What rules decide, and what follows: alone, from gradients, in an update."""
     out = []
     equal = modgrad.EqualNorms(0.5).rule
     gram = torch.rand(300, 1, 1, device="cuda", dtype=torch.float64)
     out += [modgrad.rule_weights(gram, equal, backend=backend)[0]]
-    for cooperative in "10":
-        os.environ["MODGRAD_COOPERATIVE"] = cooperative
+    for _ in variants():
         changed = [g.clone() for g in grads]
         out += [*modgrad.balance_(changed, group, 3, equal, backend=backend)[:2], *changed]
-    del os.environ["MODGRAD_COOPERATIVE"]
     for balancer in (modgrad.PCGrad(), modgrad.GradNorm()):
         state = torch.ones(2, 2, device="cuda").unbind() if balancer.rule.name == "gradnorm" else ()
         combined = [torch.empty_like(g) for g in grads]
         found = modgrad.balance_(
-            *(per_loss, group, 3, balancer.rule, targets[:2] + 0.5, state),
+            *(per_loss, group, 3, balancer.rule, losses, state),
             out=combined,
             backend=backend,
         )
@@ -93,11 +103,7 @@ def decisions(
             params, grads, [], group, weights, lr=0.1, rule=equal, backend=backend
         )
         out += [weights, *params]
-    leaves = [x.clone().requires_grad_() for x in logits]
-    rule = modgrad.OGM(0.5).rule
-    balanced = modgrad.balanced_cross_entropy(leaves, targets, rule, backend=backend)
-    out += [*balanced, *torch.autograd.grad(balanced.losses.sum(), leaves)]
-    return [x.detach() for x in out]
+    return out
 
 
 def run(backend: str) -> None:
@@ -124,11 +130,10 @@ def run(backend: str) -> None:
             modgrad.combine_(combined, per_loss, group, matrix, backend=name)
             updated = updates(grads, group, weights, noise, name)
             torch.manual_seed(1)
-            decided = decisions(grads, per_loss, group, logits, targets, name)
+            decided = decisions(grads, per_loss, group, targets[:2] + 0.5, name)
             out[name] = [
                 modgrad.group_sq_norms(grads, group, 3, backend=name),
-                modgrad.modality_scores(logits, targets, backend=name),
-                *cross_entropies(logits, targets, name),
+                *measures(logits, targets, name),
                 modgrad.group_gram(per_loss, group, 3, backend=name),
                 *combined,
                 *changed,

@@ -20,12 +20,14 @@ READS = {
     "balance_kernel",
     "combine_kernel",
     "cross_entropy_backward_kernel",
+    "cross_entropy_kernel",
     "cross_entropy_rows_kernel",
     "group_gram_kernel",
     "group_sq_norms_kernel",
     "modality_scores_kernel",
     "modulate_kernel",
     "scale_backward_kernel",
+    "score_rows_kernel",
     "spread_kernel",
 }
 WRITES = {
@@ -52,7 +54,7 @@ STACK = dict.fromkeys(NOISY, 32)
 # rule decides there is one block.
 REGISTERS = {
     r"cross_entropy_backward_kernel": 128,
-    r"cross_entropy_means_kernelILb1": 128,
+    r"cross_entropy_kernel": 80,
     r"group_gram_kernelILb1": 136,
     r"modulated_adam_kernelI(Lb1|Lb0Ed)": 80,  # noise, float64
     r"rule_weights_kernel": 128,

@@ -37,6 +37,17 @@ def many(count):
 LISTS = [(every_view, n) for n in SIZES] + [(many, count) for count in (65, 900)]
 
 
+def at_once_and_in_parts(op, *arguments):
+    """What ``op`` returns in one launch with a barrier of all blocks; in parts it is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODGRAD_COOPERATIVE", "0")
+        in_parts = op(*arguments)
+        patch.setenv("MODGRAD_COOPERATIVE", "1")
+        at_once = op(*arguments)
+    torch.testing.assert_close(at_once, in_parts, rtol=0, atol=0, equal_nan=True)
+    return at_once
+
+
 @pytest.fixture(params=LISTS, ids=lambda parts: f"{parts[0].__name__}({parts[1]})")
 def tensors(request):
     make, number = request.param
@@ -175,7 +186,7 @@ def test_scores_of_many_modalities(ops):
 
 
 def check_scores(ops, logits, targets):
-    found = ops.modality_scores(logits, targets)
+    found = at_once_and_in_parts(ops.modality_scores, logits, targets)
     expected = []
     for x in map(inputs.float64, logits):
         p = np.exp(x - x.max(1, keepdims=True))
@@ -201,7 +212,7 @@ def test_scores_of_infinite_logits_and_nan(ops, C, dtype):
     rows[4, 0] = inf
     rows[5, 0] = -inf
     modalities, target = list(rows.split(1)), torch.zeros(1).long()
-    found = ops.modality_scores(modalities, target)
+    found = at_once_and_in_parts(ops.modality_scores, modalities, target)
     expected = reference.modality_scores(modalities, target)
     assert found.isnan().tolist() == [True, False, True, True, True, False, False]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
@@ -211,8 +222,9 @@ def test_scores_of_infinite_logits_and_nan(ops, C, dtype):
 @pytest.mark.parametrize("target", [-1, -100, 2**40, -(2**63), 2**63 - 1])
 def test_target_out_of_range_is_nan(ops, C, target):
     logits = [torch.randn(3, C), torch.randn(3, C + 2)]
-    assert ops.modality_scores(logits, torch.tensor([0, target, 1])).isnan().all()
-    found = ops.modality_scores(logits, torch.tensor([0, C, 1]))
+    found = at_once_and_in_parts(ops.modality_scores, logits, torch.tensor([0, target, 1]))
+    assert found.isnan().all()
+    found = at_once_and_in_parts(ops.modality_scores, logits, torch.tensor([0, C, 1]))
     assert found.isnan().tolist() == [True, False]
 
 
@@ -259,7 +271,7 @@ def test_cross_entropies_of_many_modalities(ops):
 
 
 def check_cross_entropies(ops, logits, given):
-    found = ops.modality_cross_entropy(logits, *given)
+    found = at_once_and_in_parts(ops.modality_cross_entropy, logits, *given)
     expected = reference.modality_cross_entropy(logits, *given)
     # as in test_modality_cross_entropy.py, for the widest sum
     rtol = (12 + max(x.shape[1] for x in logits) ** 0.5) * inputs.EPS[torch.float32]
@@ -292,7 +304,7 @@ def test_cross_entropies_of_infinite_logits_and_nan(ops, C, dtype):
     rows[3, 1] = torch.nan
     rows[4, 1] = -torch.inf
     modalities, given = list(rows.split(1)), (torch.zeros(1).long(), None, -100, 0.0)
-    found = ops.modality_cross_entropy(modalities, *given)
+    found = at_once_and_in_parts(ops.modality_cross_entropy, modalities, *given)
     expected = reference.modality_cross_entropy(modalities, *given)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
@@ -316,7 +328,9 @@ def test_cross_entropy_of_a_class_out_of_range_is_nan(ops, C, target):
     logits = [torch.randn(3, C), torch.randn(3, C + 2)]
     classes = torch.tensor([0, target, 1])
     for given in ((classes, None, -100, 0.0), (classes, None, -100, 0.1)):
-        losses, scores, lse, mass, _ = ops.modality_cross_entropy(logits, *given)
+        losses, scores, lse, mass, _ = at_once_and_in_parts(
+            ops.modality_cross_entropy, logits, *given
+        )
         assert losses.isnan().all()
         assert scores.isnan().all()
         arguments = (*given, lse, mass, torch.ones(2), None)
@@ -324,6 +338,16 @@ def test_cross_entropy_of_a_class_out_of_range_is_nan(ops, C, target):
             assert grad.isnan().all(1).tolist() == [False, True, False]
     losses, *_ = ops.modality_cross_entropy(logits, torch.tensor([0, C, 1]), None, -100, 0.0)
     assert losses.isnan().tolist() == [True, False]
+
+
+def test_rows_and_means_that_cannot_be_launched_at_once_go_in_parts(emulator, monkeypatch):
+    monkeypatch.setenv("MODGRAD_COOPERATIVE", "1")
+    ops, logits, classes = emulator.ops, logits_of(9, [5, 6]), torch.arange(9) % 5
+    given = logits, classes, None, -100, 0.1
+    expected = ops.modality_scores(logits, classes), *ops.modality_cross_entropy(*given)
+    with emulator.without_cooperation():
+        found = ops.modality_scores(logits, classes), *ops.modality_cross_entropy(*given)
+    assert all(map(torch.equal, found, expected))
 
 
 def of_losses(tensors, K, apart):
@@ -437,20 +461,28 @@ def balance(ops, grads):
     results = []
     for M, factor in ((1, 1.0), (2, 1.0), (2, 3.0)):
         group = [i % M for i in range(len(grads))]
-        changed = [
-            g * factor if m == M - 1 else g.clone() for g, m in zip(grads, group, strict=True)
-        ]
+        factors = [factor if m == M - 1 else 1.0 for m in group]
+        changed = (torch.stack(grads) * torch.tensor(factors)[:, None]).unbind()
         arguments = changed, [], [], [], group, M, 1, "equal_norms", [1.0, 10.0], None, []
         results += [*ops.balance_(*arguments), *changed]
     return torch.cat([x.flatten() for x in results])
 
 
+def batches(grads):
+    """Logits and classes: twice, what belongs to the first in other places; and of one row a warp,
+    so that nothing but the barrier of the grid is between a row and the first sum."""
+    for B, some in ((20, grads), (20, grads[::-1]), (4, grads[:2])):
+        yield [g[: 5 * B].view(B, 5) for g in some], torch.arange(B) % 5
+
+
 def entropies(ops, grads):
-    """Twice, with the scores of the first in other places."""
-    logits = [g[:100].view(20, 5) for g in grads]
-    given = torch.arange(20) % 5, None, -100, 0.0, "ogm", [0.5, 0.0], 0
-    found = [ops.modality_cross_entropy(x, *given) for x in (logits, logits[::-1])]
+    given = None, -100, 0.0, "ogm", [0.5, 0.0], 0
+    found = [ops.modality_cross_entropy(*batch, *given) for batch in batches(grads)]
     return torch.cat([weights for *_, weights in found])
+
+
+def scores(ops, grads):
+    return torch.cat([ops.modality_scores(*batch) for batch in batches(grads)])
 
 
 # An op that comes by each barrier of a file.
@@ -460,6 +492,7 @@ BARRIERS = {
     "elements.cuh": norms,
     "group_gram.cu": gram,
     "modality_cross_entropy.cu": entropies,
+    "modality_scores.cu": scores,
 }
 
 

@@ -1,10 +1,21 @@
 """The CUDA kernels that decide by a rule, run on the CPU by tests/native/emulator."""
 
+import mmap
+from functools import partial
+
 import inputs
 import pytest
 import torch
-from fences import copies, fences_stand
-from test_cuda_emulated import EPS64, every_view, logits_of, many, of_losses
+from fences import copies, fenced, fences_stand
+from test_cuda_emulated import (
+    EPS64,
+    at_once_and_in_parts,
+    barriers,
+    every_view,
+    logits_of,
+    many,
+    of_losses,
+)
 from test_rules import RULED, compare, inputs_of
 
 from modgrad import rules
@@ -14,9 +25,9 @@ from modgrad.balancers import EqualNorms, GradNorm, MMPareto, PCGrad
 RULE = EqualNorms(0.5, cap=1.5).rule
 # One launch with a barrier of all blocks, or one of each part.
 VARIANTS = ["1", "0"]
-# One launch takes 64 tensors or 1850; those of one part take 64 or 880.
+# One launch takes 64 tensors with elements, 512 or 3920; those of one part take 64 or 880.
 LISTS = [(every_view, n) for n in (0, 1, 7, 257, 16385, 40_001)]
-LISTS += [(many, count) for count in (65, 900, 1851)]
+LISTS += [(many, count) for count in (65, 300, 900)]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,6 +105,61 @@ def test_same_bits_at_once_and_in_parts_and_in_every_schedule(emulator, monkeypa
             found.append(results(emulator.ops, tensors, group))
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
+    assert torch.equal(found[0][0][:, 0, 0], emulator.ops.group_sq_norms(tensors, group, 3))
+
+
+def is_at_once(emulator, file, op):
+    """Whether ``op`` meets the last barrier of a file: that some threads pass it by is an error."""
+    try:
+        with emulator.without_barrier(barriers(emulator, file)[-1], threads=32):
+            op()
+    except RuntimeError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 63, 64, 65, 512, 513, 3920, 3921])
+def test_as_many_tensors_as_one_launch_holds(emulator, monkeypatch, count):
+    monkeypatch.setenv("MODGRAD_COOPERATIVE", "1")
+    tensors = [fenced(torch.randn(1 + i % 5).to(inputs.DTYPES[i % 4]), i % 9) for i in range(count)]
+    tensors += [fenced(torch.randn(0), 1)] * 5
+    group, changed = inputs.groups(len(tensors), 5), copies(tensors)
+    check_one_loss(tensors, group, 5, changed, balance(emulator.ops, changed, group, 5))
+    run = partial(balance, emulator.ops, changed, group, 5)
+    assert is_at_once(emulator, "balance_.cu", run) == (count <= 3920)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_large_gradients_go_in_parts_unless_told(emulator, monkeypatch, more):
+    monkeypatch.delenv("MODGRAD_COOPERATIVE", raising=False)
+    grads = torch.ones(2**24 + more, dtype=torch.float16).split(2**24 - 100)
+    run = partial(balance, emulator.ops, grads, [0, 1], 2)
+    assert is_at_once(emulator, "balance_.cu", run) == (more == 0)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_large_logits_go_in_parts_unless_told(emulator, monkeypatch, more):
+    monkeypatch.delenv("MODGRAD_COOPERATIVE", raising=False)
+    logits, targets = [torch.zeros(1, 2**22 + more, dtype=torch.float16)], torch.zeros(1).long()
+    run = partial(emulator.ops.modality_scores, logits, targets)
+    assert is_at_once(emulator, "modality_scores.cu", run) == (more == 0)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_gradients_too_far_apart_for_one_launch_go_in_parts(emulator, monkeypatch, more):
+    monkeypatch.setenv("MODGRAD_COOPERATIVE", "1")
+    # 8 GiB, of which few pages are touched
+    memory = torch.frombuffer(mmap.mmap(-1, 2**33 + 4096), dtype=torch.float16)
+    places = [0, 1, 2**32 - 1 + more]  # in units of 2 bytes, which 32 bits count or not
+    grads = [memory[i : i + n] for i, n in zip(places, (1, 3, 100), strict=True)]
+    for grad in grads:
+        grad.normal_()
+    before = [grad.clone() for grad in grads]
+    run = partial(balance, emulator.ops, grads, [0, 1, 1], 2)
+    _, weights, _ = run()
+    expected = reference.scale_backward(before, weights[[0, 1, 1], 0])
+    assert all(map(torch.equal, grads, expected))
+    assert is_at_once(emulator, "balance_.cu", run) == (more == 0)
 
 
 @pytest.mark.parametrize("count", [60, 1000])
@@ -143,7 +209,7 @@ def test_one_loss_to_other_tensors(ops):
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")], ids=str)
 def test_gradients_that_are_not_finite_are_left_alone(ops, variant, bad):
-    grads = [torch.randn(50), torch.randn(20_000), torch.randn(0)]
+    grads = list(torch.randn(20_050).split([50, 20_000, 0]))
     grads[1][17_777] = bad
     before = [g.clone() for g in grads]
     gram, weights, _ = balance(ops, grads, [0, 1, 2], 3)
@@ -171,7 +237,7 @@ def test_weights_of_scores(ops, B, M, num_joint):
     for given in [(classes, None, -100, 0.0), (classes, None, 0, 0.1)]:
         for rule in (RULED["ogm"].rule, RULED["ogm continuous"].rule):
             arguments = logits, *given, rule.name, rule.parameters, num_joint
-            found = ops.modality_cross_entropy(*arguments)
+            found = at_once_and_in_parts(ops.modality_cross_entropy, *arguments)
             plain = ops.modality_cross_entropy(*arguments[:5])
             torch.testing.assert_close(found[:4], plain[:4], rtol=0, atol=0, equal_nan=True)
             weights = found[4]

@@ -2,8 +2,7 @@
 // launches of the three parts.
 #include <cooperative_groups.h>
 
-#include <limits>
-
+#include "../compact_list.h"
 #include "balance_.cuh"
 #include "cooperative.cuh"
 #include "deciding.cuh"
@@ -15,43 +14,21 @@
 namespace modgrad {
 namespace {
 
-// Tensors sorted by group, 17 bytes each: more of them in one launch than a TensorList has.
-template <int kCapacity>
-struct BalanceList {
-  static constexpr int kMost = kCapacity;
-  void* x[kCapacity];
-  uint32_t numel[kCapacity];
-  int32_t first_chunk[kCapacity + 1];
-  int32_t size;
-  uint8_t group_and_dtype[kCapacity];
-  GroupList<kMostDecided> groups;
-
-  explicit BalanceList(const std::vector<TensorRef>& sorted, int64_t num_groups)
-      : size(static_cast<int32_t>(sorted.size())),
-        groups(group_list<kMostDecided>(first_chunks(sorted, num_groups), 0)) {
-    first_chunk[0] = 0;
-    for (int t = 0; t < size; ++t) {
-      x[t] = sorted[t].out;
-      numel[t] = static_cast<uint32_t>(sorted[t].numel);
-      first_chunk[t + 1] = first_chunk[t] + static_cast<int32_t>(count_chunks(sorted[t].numel));
-      group_and_dtype[t] = static_cast<uint8_t>(4 * sorted[t].group + static_cast<int>(sorted[t].dtype));
-    }
-  }
-
-  MODGRAD_HD int num_chunks() const { return first_chunk[size]; }
-};
-constexpr int kMany = 1850;
-static_assert(4 * kMostDecided <= 256, "group and dtype in a byte");
-static_assert(sizeof(BalanceList<kMany>) + sizeof(Rule) + sizeof(RuleOut) + 64 <= 32764,
+// Tensors in one launch: those of small models in few arguments, and as many as the arguments hold.
+constexpr int kSome = 512, kMany = 3920;
+static_assert(kDtypes * kMostDecided == kMostKinds && static_cast<int>(Dtype::kBFloat16) < kDtypes,
+              "kinds of all dtypes, in as many groups as a block decides for");
+static_assert(sizeof(CompactList<kMany>) + sizeof(GroupList<kMostDecided>) + sizeof(Rule) + sizeof(RuleOut) +
+                      2 * sizeof(double*) <=
+                  32764,
               "list and further arguments pass the limit");
 
 // Calls f(x, n, group) on the elements of chunk c.
 template <int kCapacity, typename F>
-__device__ __forceinline__ void with_chunk(const BalanceList<kCapacity>& list, int c, F f) {
-  const int t = find_tensor(list.first_chunk, list.size, c), packed = list.group_and_dtype[t];
-  const int64_t begin = (c - list.first_chunk[t]) * kChunkElements, left = list.numel[t] - begin;
-  with_type(static_cast<Dtype>(packed % 4), [&](auto type) {
-    f(static_cast<decltype(type)*>(list.x[t]) + begin, left < kChunkElements ? left : kChunkElements, packed / 4);
+__device__ __forceinline__ void with_chunk(const CompactList<kCapacity>& list, int c, F f) {
+  const CompactChunk chunk = list.find_chunk(c);
+  with_type(static_cast<Dtype>(chunk.kind % kDtypes), [&](auto type) {
+    f(static_cast<decltype(type)*>(chunk.tensor) + chunk.begin, chunk.size, chunk.kind / kDtypes);
   });
 }
 
@@ -60,13 +37,14 @@ __device__ __forceinline__ void with_chunk(const BalanceList<kCapacity>& list, i
 // Four blocks: 64 registers.
 template <int kCapacity>
 __global__ void __launch_bounds__(kThreads, 4)
-    balance_kernel(const __grid_constant__ BalanceList<kCapacity> list, Rule rule, double* partial, double* gram,
+    balance_kernel(const __grid_constant__ CompactList<kCapacity> list,
+                   const __grid_constant__ GroupList<kMostDecided> groups, Rule rule, double* partial, double* gram,
                    const RuleOut out) {
   __shared__ double sums[kMostDecided], scratch[2 * kMostDecided];
   __shared__ float weights[kMostDecided];
   const int first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
   int c = first;
-  for (; c < list.num_chunks(); c += step) {
+  for (; c < list.num_chunks; c += step) {
     double sum = 0;
     with_chunk(list, c, [&](const auto* x, int64_t n, int) { sum = sum_of_squares(x, n); });
     sum = reduce<kThreads>(sum, Add());
@@ -74,9 +52,9 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
   cooperative_groups::this_grid().sync();
   rule.gram = sums;
-  add_and_decide(list.groups, partial, nullptr, rule, sums, {weights, nullptr, scratch});
+  add_and_decide(groups, partial, nullptr, rule, sums, {weights, nullptr, scratch});
   __syncthreads();
-  if (first == 0 && threadIdx.x < list.groups.size) {
+  if (first == 0 && threadIdx.x < groups.size) {
     gram[threadIdx.x] = sums[threadIdx.x];
     out.weights[threadIdx.x] = weights[threadIdx.x];
   }
@@ -98,11 +76,19 @@ cudaError_t launch_in_parts(const std::vector<TensorRef>& sorted, const Rule& ru
 constexpr int64_t kMostAtOnce = int64_t{1} << 24;
 
 // Whether one launch can hold the list, and is worth it.
-bool is_for_one_launch(const std::vector<TensorRef>& grads, int64_t num_groups) {
+bool is_for_one_launch(const std::vector<TensorRef>& grads, const Span& span, int64_t num_groups) {
   int64_t total = 0;
   for (const TensorRef& grad : grads) total += grad.numel;
-  return num_groups <= kMostDecided && grads.size() <= kMany && total <= std::numeric_limits<uint32_t>::max() &&
+  return num_groups <= kMostDecided && span.num_tensors <= kMany && span.fits &&
          takes_one_launch(total <= kMostAtOnce);
+}
+
+// Calls launch(list) for the smallest list that holds all tensors.
+template <typename Launch>
+cudaError_t with_list(const std::vector<TensorRef>& sorted, const Span& span, Launch launch) {
+  if (span.num_tensors <= kFewTensors) return launch(CompactList<kFewTensors>(sorted, span));
+  if (span.num_tensors <= kSome) return launch(CompactList<kSome>(sorted, span));
+  return launch(CompactList<kMany>(sorted, span));
 }
 
 }  // namespace
@@ -110,14 +96,13 @@ bool is_for_one_launch(const std::vector<TensorRef>& grads, int64_t num_groups) 
 cudaError_t launch_balance_(std::vector<TensorRef> grads, const Rule& rule, double* partial, double* gram,
                             const RuleOut& out, int32_t device, cudaStream_t stream) {
   sort_by_group(grads);
-  if (is_for_one_launch(grads, rule.num_modalities)) {
-    const auto launch = [&](auto list) {
-      const auto kernel = &balance_kernel<decltype(list)::kMost>;
-      return launch_together(kernel, list.num_chunks(), device, stream, list, rule, partial, gram, out);
-    };
-    const cudaError_t error = grads.size() <= kFewTensors
-                                  ? launch(BalanceList<kFewTensors>(grads, rule.num_modalities))
-                                  : launch(BalanceList<kMany>(grads, rule.num_modalities));
+  const Span span = span_of(grads);
+  if (is_for_one_launch(grads, span, rule.num_modalities)) {
+    const auto groups = group_list<kMostDecided>(first_chunks(grads, rule.num_modalities), 0);
+    const cudaError_t error = with_list(grads, span, [&](const auto& list) {
+      const auto kernel = &balance_kernel<std::decay_t<decltype(list)>::kMost>;
+      return launch_together(kernel, list.num_chunks, device, stream, list, groups, rule, partial, gram, out);
+    });
     if (error != cudaErrorCooperativeLaunchTooLarge) return error;
   }
   return launch_in_parts(grads, rule, partial, gram, out, stream);

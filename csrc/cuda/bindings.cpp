@@ -76,7 +76,7 @@ Tensor modality_scores(const std::vector<Tensor>& logits, const Tensor& targets)
   const Tensor probabilities = doubles(targets, num_modalities * num_rows);
   STD_CUDA_CHECK(launch_modality_scores(refs, targets.const_data_ptr<int64_t>(), num_rows,
                                         probabilities.mutable_data_ptr<double>(),
-                                        scores.mutable_data_ptr<float>(), current_stream(device)));
+                                        scores.mutable_data_ptr<float>(), device, current_stream(device)));
   return scores;
 }
 
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> modality_cross_entropy(
   STD_CUDA_CHECK(launch_modality_cross_entropy(
       refs, t, rows.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>(), mass.mutable_data_ptr<double>(),
       losses.mutable_data_ptr(), scores.mutable_data_ptr<float>(), scores_rule,
-      weights.mutable_data_ptr<float>(), current_stream(device)));
+      weights.mutable_data_ptr<float>(), device, current_stream(device)));
   return {losses, scores, lse, mass, weights};
 }
 

@@ -1,6 +1,8 @@
 // Chunks by group, for kernels that add what was computed a chunk.
 #pragma once
 
+#include <tuple>
+
 #include "tensor_list.cuh"
 
 namespace modgrad {
@@ -51,9 +53,11 @@ cudaError_t for_each_group_list(const std::vector<Ref>& sorted, int64_t num_grou
                                   : for_each_group_list<kManyGroups>(first_chunk, launch);
 }
 
+// And by dtype within a group, as a CompactList has them: sums are added in one order in every op.
 template <typename Ref>
 void sort_by_group(std::vector<Ref>& tensors) {
-  std::stable_sort(tensors.begin(), tensors.end(), [](const Ref& a, const Ref& b) { return a.group < b.group; });
+  std::stable_sort(tensors.begin(), tensors.end(),
+                   [](const Ref& a, const Ref& b) { return std::tie(a.group, a.dtype) < std::tie(b.group, b.dtype); });
 }
 
 }  // namespace modgrad

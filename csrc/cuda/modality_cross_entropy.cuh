@@ -19,6 +19,6 @@ cudaError_t launch_modality_cross_entropy(const std::vector<TensorRef>& logits, 
                                           // of the last scores, without what it reads
                                           std::optional<Rule> rule,
                                           float* weights,  // [M] where there is a rule: 1 before the last
-                                          cudaStream_t stream);
+                                          int32_t device, cudaStream_t stream);
 
 }  // namespace modgrad

@@ -1,4 +1,7 @@
-// Mean probability of the true class per modality: one pass over the logits, then one over a number a row.
+// Mean probability of the true class per modality: one pass over the logits, then one over a number a row, in one
+// launch with a barrier of all blocks, or in two.
+#include <cooperative_groups.h>
+
 #include "modality_scores.cuh"
 #include "softmax.cuh"
 
@@ -12,11 +15,11 @@ __device__ __forceinline__ double probability(const T* x, int64_t num_classes, i
   return static_cast<double>(exp_difference(widen(x[target]), e.largest) / e.sum);
 }
 
-// One warp a row, or one block a row. A target outside [0, C) makes the row NaN and reads nothing.
+// The block's share of the rows, one warp a row, or one block a row. A target outside [0, C) makes the row NaN and
+// reads nothing.
 template <int kRowThreads, int kCapacity>
-__global__ void __launch_bounds__(kThreads)
-    modality_scores_kernel(const __grid_constant__ TensorList<kCapacity> list, const int64_t* targets,
-                           int64_t num_rows, double* probabilities) {
+__device__ __forceinline__ void measure_rows(const TensorList<kCapacity>& list, const int64_t* targets,
+                                             int64_t num_rows, double* probabilities) {
   constexpr int kRows = kThreads / kRowThreads;
   const int thread = static_cast<int>(threadIdx.x % kRowThreads);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / kRowThreads;
@@ -36,8 +39,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    mean_kernel(const double* probabilities, int64_t num_modalities, int64_t num_rows, float* scores) {
+// The block's share of the modalities.
+__device__ __forceinline__ void write_means(const double* probabilities, int64_t num_modalities, int64_t num_rows,
+                                            float* scores) {
   for (int64_t m = blockIdx.x; m < num_modalities; m += gridDim.x) {
     double sum = 0;
 #pragma unroll 4
@@ -47,27 +51,54 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <int kRowThreads, int kCapacity>
+__global__ void __launch_bounds__(kThreads)
+    score_rows_kernel(const __grid_constant__ TensorList<kCapacity> list, const int64_t* targets, int64_t num_rows,
+                      double* probabilities) {
+  measure_rows<kRowThreads>(list, targets, num_rows, probabilities);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    score_means_kernel(const double* probabilities, int64_t num_modalities, int64_t num_rows, float* scores) {
+  write_means(probabilities, num_modalities, num_rows, scores);
+}
+
+// Both at once. Four blocks: 64 registers.
+template <int kRowThreads>
+__global__ void __launch_bounds__(kThreads, 4)
+    modality_scores_kernel(const __grid_constant__ TensorList<kFewTensors> list, const int64_t* targets,
+                           int64_t num_rows, double* probabilities, float* scores) {
+  measure_rows<kRowThreads>(list, targets, num_rows, probabilities);
+  cooperative_groups::this_grid().sync();
+  write_means(probabilities, list.size, num_rows, scores);
+}
+
 }  // namespace
 
 cudaError_t launch_modality_scores(const std::vector<TensorRef>& logits, const int64_t* targets,
-                                   int64_t num_rows, double* probabilities, float* scores,
+                                   int64_t num_rows, double* probabilities, float* scores, int32_t device,
                                    cudaStream_t stream) {
   if (logits.empty() || num_rows == 0) return cudaSuccess;
   const bool wide = takes_blocks(logits, num_rows);
+  if (is_for_one_launch(logits)) {
+    const auto list = make_list<TensorList<kFewTensors>>(logits, kFewTensors, 0, 0);
+    const auto kernel = wide ? &modality_scores_kernel<kThreads> : &modality_scores_kernel<kWarp>;
+    const cudaError_t error = launch_together(kernel, blocks_of_rows(list.size * num_rows, wide), device, stream, list,
+                                              targets, num_rows, probabilities, scores);
+    if (error != cudaErrorCooperativeLaunchTooLarge) return error;
+  }
   const cudaError_t error = for_each_list(logits, [&](const auto& list) {
-    const int64_t rows_per_block = wide ? 1 : kThreads / kWarp;
-    const unsigned blocks = num_blocks((list.size * num_rows + rows_per_block - 1) / rows_per_block);
+    const unsigned blocks = num_blocks(blocks_of_rows(list.size * num_rows, wide));
     if (wide)
-      modality_scores_kernel<kThreads>
-          <<<blocks, kThreads, 0, stream>>>(list, targets, num_rows, probabilities);
+      score_rows_kernel<kThreads><<<blocks, kThreads, 0, stream>>>(list, targets, num_rows, probabilities);
     else
-      modality_scores_kernel<kWarp><<<blocks, kThreads, 0, stream>>>(list, targets, num_rows, probabilities);
+      score_rows_kernel<kWarp><<<blocks, kThreads, 0, stream>>>(list, targets, num_rows, probabilities);
     return cudaGetLastError();
   });
   if (error != cudaSuccess) return error;
   const int64_t num_modalities = static_cast<int64_t>(logits.size());
-  mean_kernel<<<num_blocks(num_modalities), kThreads, 0, stream>>>(probabilities, num_modalities, num_rows,
-                                                                   scores);
+  score_means_kernel<<<num_blocks(num_modalities), kThreads, 0, stream>>>(probabilities, num_modalities, num_rows,
+                                                                          scores);
   return cudaGetLastError();
 }
 

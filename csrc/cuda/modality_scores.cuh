@@ -10,6 +10,6 @@ cudaError_t launch_modality_scores(const std::vector<TensorRef>& logits,  // M c
                                    int64_t num_rows,                      // B
                                    double* probabilities,                 // [M, B], scratch
                                    float* scores,                         // [M]
-                                   cudaStream_t stream);
+                                   int32_t device, cudaStream_t stream);
 
 }  // namespace modgrad

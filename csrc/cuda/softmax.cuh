@@ -1,6 +1,7 @@
 // The softmax of a row, as far as one pass goes: its largest logit, and the sum of exponentials.
 #pragma once
 
+#include "cooperative.cuh"
 #include "elements.cuh"
 
 namespace modgrad {
@@ -14,6 +15,22 @@ constexpr int64_t kMostClassesOfAWarp = 2048;
 inline bool takes_blocks(const std::vector<TensorRef>& logits, int64_t num_rows) {
   return std::any_of(logits.begin(), logits.end(),
                      [&](const TensorRef& x) { return x.numel / num_rows > kMostClassesOfAWarp; });
+}
+
+// As many as give every row its threads.
+inline int64_t blocks_of_rows(int64_t num_rows, bool wide) {
+  return wide ? num_rows : (num_rows + kThreads / kWarp - 1) / (kThreads / kWarp);
+}
+
+// 16 MiB of float32: some 4 us at 4 TB/s, of which a launch more is a good part. Beyond, it is little, and blocks
+// that wait in a queue spread the rows better than a loop does.
+constexpr int64_t kMostLogitsAtOnce = int64_t{1} << 22;
+
+// Whether rows and means are one launch: for a short list alone, as no model has 64 modalities.
+inline bool is_for_one_launch(const std::vector<TensorRef>& logits) {
+  int64_t total = 0;
+  for (const TensorRef& x : logits) total += x.numel;
+  return logits.size() <= kFewTensors && takes_one_launch(total <= kMostLogitsAtOnce);
 }
 
 // exp(a - b), and 1 for two equal infinities.

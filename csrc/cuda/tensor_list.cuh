@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../math.h"
+#include "../chunks.h"
 
 namespace modgrad {
 
@@ -35,11 +35,6 @@ struct LossRefs {
   std::vector<int32_t> loss;
   std::vector<int64_t> first;  // [P + 1]
 };
-
-// Elements a block takes at a time. 64 KiB of float32 is some 8 us of one of 528 resident blocks at 4 TB/s,
-// well over what starting a block costs. A multiple of 8: a chunk is aligned as its tensor is and splits no
-// quad of normals.
-constexpr int64_t kChunkElements = 16384;
 
 // Elements [begin, begin + size) of a tensor.
 struct TensorChunk {
@@ -80,27 +75,11 @@ struct TensorList : ChunkList<kCapacity> {
 };
 static_assert(sizeof(TensorList<TensorRef::kMost>) + 128 <= 32764, "list and further arguments pass the limit");
 
-MODGRAD_HD int64_t count_chunks(int64_t numel) { return (numel + kChunkElements - 1) / kChunkElements; }
-
 template <typename Ref>
 int64_t count_chunks(const std::vector<Ref>& tensors) {
   int64_t count = 0;
   for (const Ref& tensor : tensors) count += count_chunks(tensor.numel);
   return count;
-}
-
-// The last of `size` tensors whose first chunk is not after `chunk`: a tensor without chunks is never it.
-template <typename Index>
-MODGRAD_HD int find_tensor(const Index* first_chunk, int size, int64_t chunk) {
-  int low = 0, high = size;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (first_chunk[middle] <= chunk)
-      low = middle;
-    else
-      high = middle;
-  }
-  return low;
 }
 
 template <int kCapacity>

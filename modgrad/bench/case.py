@@ -1,7 +1,9 @@
 """A case: providers of one result, and the check that they agree."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from modgrad.backends import why_not
@@ -38,3 +40,21 @@ def kernels(device: str) -> list[str]:
     """The backends worth timing: not Triton's interpreter."""
     usable = [name for name, reason in why_not(device).items() if reason is None]
     return [name for name in usable if device == "cuda" or name != "triton"]
+
+
+def launches(device: str, run: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """``run`` by native kernels, in one cooperative launch and in parts, instead of the default."""
+
+    def told(choice: str) -> Any:
+        os.environ["MODGRAD_COOPERATIVE"] = choice
+        try:
+            return run()
+        finally:
+            del os.environ["MODGRAD_COOPERATIVE"]
+
+    if device != "cuda" or "native" not in kernels(device):
+        return {}
+    return {
+        "modgrad, native, one launch": partial(told, "1"),
+        "modgrad, native, in parts": partial(told, "0"),
+    }

@@ -11,7 +11,7 @@ from torch import Tensor
 import modgrad
 from modgrad import rules
 from modgrad.bench import baselines
-from modgrad.bench.case import COMPILED, Case, kernels
+from modgrad.bench.case import COMPILED, Case, kernels, launches
 
 
 def _batch(
@@ -45,6 +45,8 @@ def modality_scores(
     for name in kernels(device):
         run = partial(modgrad.modality_scores, logits, targets, backend=name)
         providers[f"modgrad, {name}"] = run
+    native = partial(modgrad.modality_scores, logits, targets, backend="native")
+    providers |= launches(device, native)
 
     def check() -> None:
         expected = baselines.stacked_scores([x.double() for x in logits], targets).float()
@@ -169,8 +171,9 @@ def _gradients(
     if compiled:
         fused = torch.compile(loop)
         providers[first + COMPILED] = partial(run, partial(fused, *logits))
-    backends = kernels(logits[0].device.type)
-    return providers | {f"modgrad, {n}": partial(run, partial(ours, n)) for n in backends}
+    device = logits[0].device.type
+    providers |= {f"modgrad, {n}": partial(run, partial(ours, n)) for n in kernels(device)}
+    return providers | launches(device, partial(run, partial(ours, "native")))
 
 
 def _of_logits(

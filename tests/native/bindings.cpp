@@ -1,17 +1,26 @@
-// csrc/math.h, csrc/plan.h, csrc/rules.h and csrc/updates.h for Python: the CPU runs the very formulas that the GPU does.
+// Headers of csrc for Python: the CPU runs the very formulas that the GPU does.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 #include <tuple>
 
+#include "../../csrc/compact_list.h"
 #include "../../csrc/math.h"
 #include "../../csrc/plan.h"
 #include "../../csrc/rules.h"
 #include "../../csrc/updates.h"
 
 namespace py = pybind11;
+
+// A tensor as a CompactList reads it, at an address where there need not be memory.
+struct MadeUpTensor {
+  void* out;
+  int64_t numel;
+  int group, dtype;
+};
 
 PYBIND11_MODULE(modgrad_native_formulas, m) {
   m.def("philox", [](std::array<uint32_t, 4> c, uint64_t key) {
@@ -36,6 +45,23 @@ PYBIND11_MODULE(modgrad_native_formulas, m) {
     std::vector<std::tuple<int64_t, int64_t, int64_t>> chunks;
     for (const modgrad::Chunk& c : plan.chunks) chunks.emplace_back(c.tensor, c.begin, c.size);
     return std::make_tuple(chunks, plan.tasks);
+  });
+  // Address, begin, size and kind of every chunk of tensors (address, numel, group, dtype); none where they do not fit.
+  using Chunks = std::vector<std::tuple<uintptr_t, int64_t, int64_t, int>>;
+  m.def("compact_chunks", [](std::vector<std::tuple<uintptr_t, int64_t, int, int>> tensors) -> std::optional<Chunks> {
+    std::vector<MadeUpTensor> sorted;
+    for (const auto& [address, numel, group, dtype] : tensors)
+      sorted.push_back({reinterpret_cast<void*>(address), numel, group, dtype});
+    const modgrad::Span span = modgrad::span_of(sorted);
+    constexpr int kMost = 512;
+    if (!span.fits || span.num_tensors > kMost) return std::nullopt;
+    const modgrad::CompactList<kMost> list(sorted, span);
+    Chunks chunks;
+    for (int c = 0; c < list.num_chunks; ++c) {
+      const modgrad::CompactChunk chunk = list.find_chunk(c);
+      chunks.emplace_back(reinterpret_cast<uintptr_t>(chunk.tensor), chunk.begin, chunk.size, chunk.kind);
+    }
+    return chunks;
   });
   m.def("decide", [](int name, std::vector<double> parameters, int64_t num_modalities, int64_t num_losses,
                      std::vector<float> scores, std::vector<double> gram, std::vector<float> losses,
