@@ -1,7 +1,9 @@
 """A case: providers of one result, and the check that they agree."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from modgrad.backends import why_not
@@ -32,6 +34,17 @@ class Case:
         """The providers, and the first a second time: how far equal things are apart."""
         first, provider = next(iter(self.providers.items()))
         return {first: provider, first + AGAIN: provider, **self.providers}
+
+
+def both_launches(run: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """An op of the native backend in one cooperative launch, and in some, whatever it would do."""
+
+    def launched(choice: str) -> None:
+        os.environ["MODGRAD_COOPERATIVE"] = choice
+        run()
+        del os.environ["MODGRAD_COOPERATIVE"]
+
+    return {"one launch": partial(launched, "1"), "in parts": partial(launched, "0")}
 
 
 def kernels(device: str) -> list[str]:

@@ -1,6 +1,5 @@
 """Cases of the ops over lists of gradients."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 import modgrad
 from modgrad.balancers import AlignedMTL, Statistics
 from modgrad.bench import baselines, lightning, torchjd
-from modgrad.bench.case import COMPILED, Case, kernels
+from modgrad.bench.case import COMPILED, Case, both_launches, kernels
 from modgrad.bench.models import tensors
 
 K = 3  # losses: a joint one and two unimodal ones
@@ -118,13 +117,8 @@ def balance_(shapes: str, device: str, dtype: torch.dtype = torch.float32) -> Ca
         found, _ = modgrad.rule_weights(sq_norms[:, None, None], rule, backend=backend)
         modgrad.modulate_(values, group, found[:, 0], backend=backend)
 
-    def at_once(backend: str, launches: str | None = None) -> None:
-        """``launches``: 1 for one cooperative launch, 0 for some, None for the default."""
-        if launches is not None:
-            os.environ["MODGRAD_COOPERATIVE"] = launches
+    def at_once(backend: str) -> None:
         modgrad.balance_(values, group, 2, rule, backend=backend)
-        if launches is not None:
-            del os.environ["MODGRAD_COOPERATIVE"]
 
     def clip() -> None:
         # a norm of all, and a product with 1: the same traffic
@@ -135,8 +129,8 @@ def balance_(shapes: str, device: str, dtype: torch.dtype = torch.float32) -> Ca
         providers[f"modgrad, {name}"] = partial(at_once, name)
         providers[f"modgrad, {name}, three ops"] = partial(in_parts, name)
     if device == "cuda" and "native" in kernels(device):
-        providers["modgrad, native, one launch"] = partial(at_once, "native", "1")
-        providers["modgrad, native, in parts"] = partial(at_once, "native", "0")
+        for launches, run in both_launches(partial(at_once, "native")).items():
+            providers[f"modgrad, native, {launches}"] = run
 
     def check() -> None:
         for name, provider in providers.items():
