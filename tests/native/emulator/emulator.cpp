@@ -81,7 +81,8 @@ std::vector<unsigned> count_to(unsigned end) {
   return numbers;
 }
 
-// While some warps and blocks stand still, the others run as far as they can without them; every fourth time all run.
+// While some warps and blocks stand still, the others run as far as they can without them; every fourth time all
+// warps run, and every 16th all blocks.
 void run_together(const unsigned* blocks, unsigned count) {
   const unsigned total = count * block_size;
   std::vector<unsigned> order = count_to(block_size), turns = count_to(count);
@@ -90,8 +91,8 @@ void run_together(const unsigned* blocks, unsigned count) {
   std::vector<std::vector<char>> images(count, count > 1 ? memory->image() : std::vector<char>());
   std::for_each_n(threads.begin(), total, [](Thread& thread) { thread.state = State::kReady; });
   for (unsigned phase = 0; !all_in(State::kDone, 0, total); ++phase) {
-    const bool all_run = phase % 4 == 3;
-    const uint32_t still = all_run ? 0 : schedule(), still_blocks = all_run || count == 1 ? 0 : schedule();
+    const uint32_t still = phase % 4 == 3 ? 0 : schedule();
+    const uint32_t still_blocks = count == 1 || phase % 16 == 15 ? 0 : schedule();
     bool moved = false;
     for (bool moving = true; moving; moved |= moving) {
       moving = false;

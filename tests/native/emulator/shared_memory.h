@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 namespace emulator {
@@ -22,6 +23,7 @@ class SharedMemory {
           return 0;
         },
         this);
+    if (begin_ == nullptr) throw std::runtime_error("no thread_local segment is found");
   }
 
   // What the last block left.
