@@ -59,6 +59,9 @@ MODGRAD_HD double equal_norms_weight(const Rule& r, int64_t m) {
   return clipped(std::pow(sum / there / std::sqrt(r.gram[m]), r.parameters[0]), 1 / cap, cap);
 }
 
+// The weight by a rule for one loss that reads squared norms.
+MODGRAD_HD float norms_weight(const Rule& r, int64_t m) { return static_cast<float>(equal_norms_weight(r, m)); }
+
 // |h|^2 / (|g|^2 + |u|^2) below which h is rounding
 constexpr double kOpposed = 1e-8;
 
@@ -140,7 +143,7 @@ MODGRAD_HD void decide(const Rule& r, int64_t m, const RuleOut& result) {
   float* out = result.weights + K * m;
   switch (r.name) {
     case RuleName::kOgm: out[0] = scores_weight(r, m); return;
-    case RuleName::kEqualNorms: out[0] = static_cast<float>(equal_norms_weight(r, m)); return;
+    case RuleName::kEqualNorms: out[0] = norms_weight(r, m); return;
     case RuleName::kGradNorm:
       for (int64_t k = 0; k < K; ++k) out[k] = r.states[0][k];
       if (m == 0) gradnorm_states(r, row, row + K, result.next);

@@ -8,6 +8,7 @@ import torch
 
 import modgrad
 from modgrad.backends import why_not
+from modgrad.rules import Rule
 
 SIZES = [(3, 5), (0,), (1,), (1023,), (16385,), (2, 3, 4, 5)]
 
@@ -73,6 +74,25 @@ def updates(
     return changed
 
 
+def updates_by_rule(
+    grads: list[torch.Tensor], group: list[int], rule: Rule, backend: str
+) -> list[torch.Tensor]:
+    """What an update each of SGD and Adam changes, with weights of its gradients' norms."""
+    out = []
+    for M in (3, 9):  # in parts, sums and rule are one launch, or two
+        states = [[(g * factor).abs() for g in grads] for factor in (1.0, 0.5, 2.0)]
+        steps = [torch.zeros((), device=g.device) for g in grads]
+        for update, lists in (
+            (modgrad.modulated_sgd_, [[]]),
+            (modgrad.modulated_adam_, [*states[1:], steps]),
+        ):
+            weights = torch.empty(M, device="cuda")
+            update(states[0], grads, *lists, group, weights, lr=0.1, rule=rule, backend=backend)
+            out += [weights, *(t.clone() for t in states[0])]
+        out += [*states[1], *states[2], *steps]
+    return out
+
+
 def decisions(
     grads: list[torch.Tensor],
     per_loss: list[list[torch.Tensor | None]],
@@ -88,6 +108,7 @@ def decisions(
     for _ in variants():
         changed = [g.clone() for g in grads]
         out += [*modgrad.balance_(changed, group, 3, equal, backend=backend)[:2], *changed]
+        out += updates_by_rule(grads, group, equal, backend)
     for balancer in (modgrad.PCGrad(), modgrad.GradNorm()):
         state = torch.ones(2, 2, device="cuda").unbind() if balancer.rule.name == "gradnorm" else ()
         combined = [torch.empty_like(g) for g in grads]
@@ -97,13 +118,7 @@ def decisions(
             backend=backend,
         )
         out += [found.gram, found.weights, *found.state, *combined]
-    for M in (3, 9):  # with sums and rule in one launch, and in two
-        params, weights = [g.abs() for g in grads], torch.empty(M, device="cuda")
-        modgrad.modulated_sgd_(
-            params, grads, [], group, weights, lr=0.1, rule=equal, backend=backend
-        )
-        out += [weights, *params]
-    return out
+    return [x.detach() for x in out]
 
 
 def run(backend: str) -> None:

@@ -1,5 +1,6 @@
 """The CUDA kernels' own sources, run on the CPU by tests/native/emulator, where there is no GPU."""
 
+import re
 from itertools import product
 
 import inputs
@@ -485,6 +486,37 @@ def scores(ops, grads):
     return torch.cat([ops.modality_scores(*batch) for batch in batches(grads)])
 
 
+def updates(grads, run):
+    """Two groups, twice; the weight of each tensor is another than its neighbour's."""
+    results, group = [], [i % 2 for i in range(len(grads))]
+    for factor in (1.0, 3.0):
+        given = [g * factor if m else g for g, m in zip(grads, group, strict=True)]
+        params, weights = [torch.ones_like(g) for g in grads], torch.full((2,), torch.nan)
+        run(params, given, group, weights, {"rule": "equal_norms", "parameters": [1.0, 10.0]})
+        results += [weights, *params]
+    return torch.cat([x.flatten() for x in results])
+
+
+def sgd(ops, grads):
+    def run(params, given, group, weights, rule):
+        numbers = 0.1, 0.0, 0.0, 0.0, False, False, False
+        ops.modulated_sgd_(params, given, [], group, weights, *numbers, **rule)
+
+    return updates(grads, run)
+
+
+def adam(ops, grads):
+    """The step of each tensor, too, is another than its neighbour's."""
+
+    def run(params, given, group, weights, rule):
+        first, second = ([torch.ones_like(g) for g in grads] for _ in range(2))
+        steps = [torch.tensor(float(i)) for i in range(len(grads))]
+        states, numbers = (first, second, [], steps), (0.1, 0.9, 0.99, 1e-8, 0.0, False, False)
+        ops.modulated_adam_(params, given, *states, group, weights, *numbers, **rule)
+
+    return updates(grads, run)
+
+
 # An op that comes by each barrier of a file.
 BARRIERS = {
     "balance_.cu": balance,
@@ -493,13 +525,15 @@ BARRIERS = {
     "group_gram.cu": gram,
     "modality_cross_entropy.cu": entropies,
     "modality_scores.cu": scores,
+    "modulated_adam_.cu": adam,
+    "update_at_once.cuh": sgd,
 }
 
 
-def barriers(emulator, file):
+def barriers(emulator, file, kind=r"sync(threads|_grid)\("):
     """The lines of the barriers in a file as it was compiled."""
-    text = (emulator.sources / file).read_text()
-    return [i for i, line in enumerate(text.splitlines(), 1) if "__syncthreads();" in line]
+    lines = (emulator.sources / file).read_text().splitlines()
+    return [i for i, line in enumerate(lines, 1) if re.search(kind, line)]
 
 
 def test_every_file_with_a_barrier_has_a_row(emulator):
@@ -518,7 +552,7 @@ def test_a_missing_barrier_is_seen(emulator, file):
         return not torch.equal(BARRIERS[file](emulator.ops, grads), expected)
 
     for line in barriers(emulator, file):
-        with emulator.without_barrier(line, threads=256):
+        with emulator.without_barrier(line, threads=1024):
             assert any(goes_wrong(seed) for seed in range(10))
     assert not any(goes_wrong(seed) for seed in range(10))
 
@@ -535,3 +569,13 @@ def test_a_barrier_that_some_threads_pass_by_is_seen(emulator, file):
             BARRIERS[file](emulator.ops, grads)
     # a failed launch leaves nothing behind
     assert torch.equal(BARRIERS[file](emulator.ops, grads), expected)
+
+
+@pytest.mark.parametrize("file", ["balance_.cu", "update_at_once.cuh"])
+def test_a_block_that_passes_the_barrier_of_the_grid_is_seen(emulator, file):
+    (line,) = barriers(emulator, file, r"sync_grid\(")
+    with (
+        emulator.without_barrier(line, threads=256),
+        pytest.raises(RuntimeError, match="a barrier or shuffle that some threads never reach"),
+    ):
+        BARRIERS[file](emulator.ops, [torch.randn(100) for _ in range(4)])

@@ -2,6 +2,7 @@
 
 import mmap
 from functools import partial
+from itertools import product
 
 import inputs
 import pytest
@@ -10,7 +11,6 @@ from fences import copies, fenced, fences_stand
 from test_cuda_emulated import (
     EPS64,
     at_once_and_in_parts,
-    barriers,
     every_view,
     logits_of,
     many,
@@ -100,22 +100,19 @@ def test_same_bits_at_once_and_in_parts_and_in_every_schedule(emulator, monkeypa
     group, found = inputs.groups(len(tensors), 3), []
     for variant in VARIANTS:
         monkeypatch.setenv("MODGRAD_COOPERATIVE", variant)
-        for seed in range(3):
+        for seed, resident in product(range(3), [1, 2, 3] if variant == "1" else [3]):
             emulator.seed(seed)
-            found.append(results(emulator.ops, tensors, group))
+            with emulator.resident(resident):
+                found.append(results(emulator.ops, tensors, group))
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
     assert torch.equal(found[0][0][:, 0, 0], emulator.ops.group_sq_norms(tensors, group, 3))
 
 
-def is_at_once(emulator, file, op):
-    """Whether ``op`` meets the last barrier of a file: that some threads pass it by is an error."""
-    try:
-        with emulator.without_barrier(barriers(emulator, file)[-1], threads=32):
-            op()
-    except RuntimeError:
-        return True
-    return False
+def is_at_once(emulator, op):
+    begin = emulator.launches()
+    op()
+    return emulator.launches() - begin == 1
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, 63, 64, 65, 512, 513, 3920, 3921])
@@ -126,7 +123,7 @@ def test_as_many_tensors_as_one_launch_holds(emulator, monkeypatch, count):
     group, changed = inputs.groups(len(tensors), 5), copies(tensors)
     check_one_loss(tensors, group, 5, changed, balance(emulator.ops, changed, group, 5))
     run = partial(balance, emulator.ops, changed, group, 5)
-    assert is_at_once(emulator, "balance_.cu", run) == (count <= 3920)
+    assert is_at_once(emulator, run) == (count <= 3920)
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -134,7 +131,7 @@ def test_large_gradients_go_in_parts_unless_told(emulator, monkeypatch, more):
     monkeypatch.delenv("MODGRAD_COOPERATIVE", raising=False)
     grads = torch.ones(2**24 + more, dtype=torch.float16).split(2**24 - 100)
     run = partial(balance, emulator.ops, grads, [0, 1], 2)
-    assert is_at_once(emulator, "balance_.cu", run) == (more == 0)
+    assert is_at_once(emulator, run) == (more == 0)
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -142,7 +139,7 @@ def test_large_logits_go_in_parts_unless_told(emulator, monkeypatch, more):
     monkeypatch.delenv("MODGRAD_COOPERATIVE", raising=False)
     logits, targets = [torch.zeros(1, 2**22 + more, dtype=torch.float16)], torch.zeros(1).long()
     run = partial(emulator.ops.modality_scores, logits, targets)
-    assert is_at_once(emulator, "modality_scores.cu", run) == (more == 0)
+    assert is_at_once(emulator, run) == (more == 0)
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -159,7 +156,7 @@ def test_gradients_too_far_apart_for_one_launch_go_in_parts(emulator, monkeypatc
     _, weights, _ = run()
     expected = reference.scale_backward(before, weights[[0, 1, 1], 0])
     assert all(map(torch.equal, grads, expected))
-    assert is_at_once(emulator, "balance_.cu", run) == (more == 0)
+    assert is_at_once(emulator, run) == (more == 0)
 
 
 @pytest.mark.parametrize("count", [60, 1000])

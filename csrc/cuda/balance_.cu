@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     balance_kernel(const __grid_constant__ CompactList<kCapacity> list,
                    const __grid_constant__ GroupList<kMostDecided> groups, Rule rule, double* partial, double* gram,
                    const RuleOut out) {
-  __shared__ double sums[kMostDecided], scratch[2 * kMostDecided];
+  __shared__ double sums[kMostDecided];
   __shared__ float weights[kMostDecided];
   const int first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
   int c = first;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
   cooperative_groups::this_grid().sync();
   rule.gram = sums;
-  add_and_decide(groups, partial, nullptr, rule, sums, {weights, nullptr, scratch});
+  add_and_decide(groups, partial, nullptr, rule, sums, weights);
   __syncthreads();
   if (first == 0 && threadIdx.x < groups.size) {
     gram[threadIdx.x] = sums[threadIdx.x];
@@ -71,9 +71,6 @@ cudaError_t launch_in_parts(const std::vector<TensorRef>& sorted, const Rule& ru
   if (error != cudaSuccess) return error;
   return launch_modulate_(sorted, out.weights, nullptr, nullptr, nullptr, nullptr, stream);
 }
-
-// 64 MiB of float32, about what an L2 holds of them; and 8 KiB of partial sums, which every block reads.
-constexpr int64_t kMostAtOnce = int64_t{1} << 24;
 
 // Whether one launch can hold the list, and is worth it.
 bool is_for_one_launch(const std::vector<TensorRef>& grads, const Span& span, int64_t num_groups) {

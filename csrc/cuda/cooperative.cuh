@@ -13,6 +13,10 @@
 
 namespace modgrad {
 
+// Elements of gradients for which one launch is worth it: 64 MiB of float32, about what an L2 holds of them; and
+// 8 KiB of partial sums, which every block reads.
+constexpr int64_t kMostAtOnce = int64_t{1} << 24;
+
 // Whether an op takes one launch with a barrier where it could. MODGRAD_COOPERATIVE: 1 wherever it can, 0 nowhere.
 inline bool takes_one_launch(bool is_worth_it) {
   const char* choice = std::getenv("MODGRAD_COOPERATIVE");

@@ -19,8 +19,9 @@ struct AdamTensor {
 };
 
 cudaError_t launch_modulated_adam_(std::vector<UpdateRef> updates,  // P
-                                   const DeviceOptions& options, const AdamOptions& adam,
+                                   const DeviceOptions& options, const std::optional<WeightsRule>& rule,
+                                   const AdamOptions& adam,
                                    AdamTensor* tensors,  // [P], scratch
-                                   cudaStream_t stream);
+                                   int32_t device, cudaStream_t stream);
 
 }  // namespace modgrad

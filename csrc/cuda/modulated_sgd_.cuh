@@ -11,7 +11,8 @@ struct SgdOptions {
   bool nesterov, is_first_step;
 };
 
-cudaError_t launch_modulated_sgd_(std::vector<UpdateRef> updates, const DeviceOptions& options, const SgdOptions& sgd,
-                                  cudaStream_t stream);
+cudaError_t launch_modulated_sgd_(std::vector<UpdateRef> updates,  // P
+                                  const DeviceOptions& options, const std::optional<WeightsRule>& rule,
+                                  const SgdOptions& sgd, int32_t device, cudaStream_t stream);
 
 }  // namespace modgrad

@@ -19,9 +19,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 __global__ void __launch_bounds__(kThreads, 1)
     sums_and_rule_kernel(const __grid_constant__ GroupList<kMostDecided> groups, const Rule rule,
                          const double* partial, const float* grad_scale, const float* found_inf, double* sums,
-                         const RuleOut out) {
+                         float* weights) {
   if (found_inf != nullptr && *found_inf != 0) return;
-  add_and_decide(groups, partial, grad_scale, rule, sums, out);
+  add_and_decide(groups, partial, grad_scale, rule, sums, weights);
 }
 
 }  // namespace
@@ -37,7 +37,7 @@ cudaError_t launch_sums_and_rule(const std::vector<TensorRef>& sorted, Rule rule
   rule.gram = sums;
   if (rule.num_modalities <= kMostDecided && count_chunks(sorted) <= kMostAdded) {
     const auto groups = group_list<kMostDecided>(first_chunks(sorted, rule.num_modalities), 0);
-    sums_and_rule_kernel<<<1, kThreads, 0, stream>>>(groups, rule, partial, grad_scale, found_inf, sums, out);
+    sums_and_rule_kernel<<<1, kThreads, 0, stream>>>(groups, rule, partial, grad_scale, found_inf, sums, out.weights);
     return cudaGetLastError();
   }
   const cudaError_t error = launch_sums(sorted, rule.num_modalities, partial, grad_scale, sums, stream);

@@ -103,6 +103,17 @@ cudaError_t for_each_types(const List& list, const Launch& launch) {
   return error;
 }
 
+// Calls f(chunk, c) on those of the block's chunks that are of T with states of S: c counts over the whole list.
+template <typename T, typename S, int kCapacity, typename F>
+__device__ __forceinline__ void for_each_chunk(const UpdateList<kCapacity>& list, const F& f) {
+  const int chunks = static_cast<int>(list.num_chunks());
+  for (int i = blockIdx.x; i < chunks; i += gridDim.x) {
+    const int64_t c = list.first_chunk[0] + i;
+    const TensorChunk chunk = find_chunk(list, c);
+    if (has_types<T, S>(list, chunk.tensor)) f(chunk, c);
+  }
+}
+
 // What the gradient of a tensor becomes before the optimizer sees it: weight * gradient + noise * normals.
 template <typename W>
 struct Modulation {

@@ -108,8 +108,8 @@ void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vect
                    parameters},
                   weights, lr, refs);
   const SgdOptions sgd = {momentum, dampening, weight_decay, has_momentum, nesterov, is_first_step};
-  STD_CUDA_CHECK(launch_weights(refs, options.device, options.rule, current_stream(device)));
-  STD_CUDA_CHECK(launch_modulated_sgd_(refs, options.device, sgd, current_stream(device)));
+  STD_CUDA_CHECK(
+      launch_modulated_sgd_(refs, options.device, options.rule, sgd, device, current_stream(device)));
 }
 
 void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
@@ -138,8 +138,8 @@ void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vec
   auto* tensors =
       static_cast<AdamTensor*>(options.scratch(weights, kDoubles * static_cast<int64_t>(refs.size())));
   const AdamOptions adam = {beta1, beta2, eps, weight_decay, decoupled, amsgrad};
-  STD_CUDA_CHECK(launch_weights(refs, options.device, options.rule, current_stream(device)));
-  STD_CUDA_CHECK(launch_modulated_adam_(refs, options.device, adam, tensors, current_stream(device)));
+  STD_CUDA_CHECK(
+      launch_modulated_adam_(refs, options.device, options.rule, adam, tensors, device, current_stream(device)));
 }
 
 }  // namespace

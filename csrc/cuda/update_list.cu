@@ -33,6 +33,11 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+void sort_for_norms(std::vector<UpdateRef>& updates, const DeviceOptions& options,
+                    const std::optional<WeightsRule>& rule) {
+  if (options.sq_norms != nullptr || rule.has_value()) sort_by_group(updates);
+}
+
 cudaError_t launch_weights(const std::vector<UpdateRef>& updates, const DeviceOptions& options,
                            const std::optional<WeightsRule>& rule, cudaStream_t stream) {
   if (!rule.has_value()) return cudaSuccess;
@@ -40,15 +45,10 @@ cudaError_t launch_weights(const std::vector<UpdateRef>& updates, const DeviceOp
   grads.reserve(updates.size());
   for (const UpdateRef& u : updates)
     if (u.group >= 0) grads.push_back({u.grad, nullptr, u.numel, u.group, u.dtype});
-  sort_by_group(grads);
   const cudaError_t error = launch_squares(grads, rule->partial, stream);
   if (error != cudaSuccess) return error;
   return launch_sums_and_rule(grads, rule->rule, rule->partial, options.grad_scale, options.found_inf, rule->sums,
                               rule->out, stream);
-}
-
-void sort_for_norms(std::vector<UpdateRef>& updates, const DeviceOptions& options) {
-  if (options.sq_norms != nullptr) sort_by_group(updates);
 }
 
 cudaError_t launch_spread(const std::vector<UpdateRef>& updates, const DeviceOptions& options, cudaStream_t stream) {

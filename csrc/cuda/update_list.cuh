@@ -31,6 +31,7 @@ struct UpdateRef {
 
 template <int kCapacity>
 struct UpdateList : ChunkList<kCapacity> {
+  static constexpr int kMost = kCapacity;
   void* param[kCapacity];
   const void* grad[kCapacity];
   void* state[kStates][kCapacity];
@@ -81,13 +82,14 @@ struct WeightsRule {
   RuleOut out;
 };
 
-// Writes the weights where there is a rule.
+// By group where norms are wanted or measured, so that the sums of one group stand side by side. Called before
+// anything is launched: chunks and scratch are counted in the order of the list.
+void sort_for_norms(std::vector<UpdateRef>& updates, const DeviceOptions& options,
+                    const std::optional<WeightsRule>& rule);
+
+// Writes the weights where there is a rule, for updates that are sorted then.
 cudaError_t launch_weights(const std::vector<UpdateRef>& updates, const DeviceOptions& options,
                            const std::optional<WeightsRule>& rule, cudaStream_t stream);
-
-// By group where norms are wanted, so that the sums of one group stand side by side. Called before anything
-// is launched: chunks and scratch are counted in the order of the list.
-void sort_for_norms(std::vector<UpdateRef>& updates, const DeviceOptions& options);
 
 // The spread of the gradients that get noise, before the update.
 cudaError_t launch_spread(const std::vector<UpdateRef>& updates, const DeviceOptions& options, cudaStream_t stream);

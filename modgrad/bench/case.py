@@ -42,7 +42,9 @@ def kernels(device: str) -> list[str]:
     return [name for name in usable if device == "cuda" or name != "triton"]
 
 
-def launches(device: str, run: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+def launches(
+    device: str, run: Callable[[], Any], name: str = "modgrad, native"
+) -> dict[str, Callable[[], Any]]:
     """``run`` by native kernels, in one cooperative launch and in parts, instead of the default."""
 
     def told(choice: str) -> Any:
@@ -55,6 +57,6 @@ def launches(device: str, run: Callable[[], Any]) -> dict[str, Callable[[], Any]
     if device != "cuda" or "native" not in kernels(device):
         return {}
     return {
-        "modgrad, native, one launch": partial(told, "1"),
-        "modgrad, native, in parts": partial(told, "0"),
+        f"{name}, one launch": partial(told, "1"),
+        f"{name}, in parts": partial(told, "0"),
     }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import modgrad
 from modgrad.bench.baselines import by_group, foreach_modulate_
-from modgrad.bench.case import Case, kernels
+from modgrad.bench.case import Case, kernels, launches
 from modgrad.bench.models import tensors
 
 LR, MOMENTUM, BETA1, BETA2, EPS = 1e-6, 0.9, 0.9, 0.999, 1e-8  # small: a run goes nowhere
@@ -99,6 +99,7 @@ def modulated_update(
         if name != "reference":
             providers[f"modgrad, {name}, norms"] = partial(ours, name, sq_norms=sq_norms)
             providers[f"modgrad, {name}, by norms"] = partial(by_norms, name)
+    providers |= launches(device, partial(by_norms, "native"), "modgrad, native, by norms")
 
     def check() -> None:
         """The first moments after one step."""
@@ -108,7 +109,7 @@ def modulated_update(
                 torch._foreach_zero_(values)
             before = [x.to(torch.float32, copy=True) for x in grads]  # grad_scale writes to them
             provider()
-            used = found if name.endswith("by norms") else weights
+            used = found if "by norms" in name else weights
             if name == "stock, no weights":
                 used = torch.ones_like(weights)
             expected = [(share * x * used[g]).to(dtype) for x, g in zip(before, group, strict=True)]

@@ -1,6 +1,7 @@
 // What the bindings take from the CUDA runtime and from a torch with CUDA. Launches report their errors
 // as exceptions, so that there is none to report here.
-#include <cuda_runtime_api.h>
+#include "emulator.h"
+
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>
 
@@ -8,14 +9,14 @@ extern "C" {
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
-// A device that runs one block at a time, and can do all else.
+// A device of one multiprocessor, that can do everything.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 1;
   return cudaSuccess;
 }
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
-  *blocks = 1;
+  *blocks = emulator::resident_blocks;
   return cudaSuccess;
 }
 

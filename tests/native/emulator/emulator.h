@@ -1,8 +1,9 @@
 // What a .cu file needs to be compiled by a C++ compiler and run on the CPU, in a schedule of random order.
-// Emulated: blocks, one at a time, so that one that waits for others must be alone; their threads as fibers, which change places only in a barrier or a
-// shuffle; shared memory, which keeps what the last block left in it; kernels of one dimension.
-// Not emulated: PTX, the memory model, blocks at the same time, streams and asynchrony, fused multiply-add
-// that the source does not ask for, CUDA's own exp, log, sin and cos (libm's are taken), timing.
+// Emulated: blocks, one at a time, and those of a cooperative launch in turn; their threads as fibers, which change
+// places only in a barrier or a shuffle; shared memory, which keeps what the last block left in it; kernels of one
+// dimension.
+// Not emulated: PTX, the memory model, streams and asynchrony, fused multiply-add that the source does not ask
+// for, CUDA's own exp, log, sin and cos (libm's are taken), timing.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -21,7 +22,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static
+#define __shared__ static thread_local  // so that it is in one piece (shared_memory.h)
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __syncthreads() emulator::sync_block(__LINE__)
@@ -33,12 +34,15 @@ namespace emulator {
 
 // Whether a cooperative launch is refused, as where others hold a part of the device.
 extern bool refuses_cooperation;
+extern int resident_blocks;
 
-// Runs a kernel to its end. Throws std::runtime_error where the GPU would hang or fault.
-void launch(unsigned blocks, unsigned threads, const std::function<void()>& kernel);
+// Runs a kernel to its end, `at_a_time` of its blocks together. Throws std::runtime_error where the GPU would hang
+// or fault.
+void launch(unsigned blocks, unsigned threads, const std::function<void()>& kernel, unsigned at_a_time = 1);
 
 // Called by the threads of a kernel.
 void sync_block(int line);
+void sync_grid(int line);
 void check(bool condition, const char* message);
 const void* exchange(const void* value, size_t size, unsigned lane_mask);
 
@@ -52,8 +56,10 @@ T* aligned_to(T* address) {
 
 template <typename Kernel, typename... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, Kernel kernel, const Args&... args) {
-  if (emulator::refuses_cooperation) return cudaErrorCooperativeLaunchTooLarge;
-  emulator::launch(config->gridDim.x, config->blockDim.x, [&] { kernel(args...); });
+  const unsigned blocks = config->gridDim.x;
+  if (emulator::refuses_cooperation || blocks > static_cast<unsigned>(emulator::resident_blocks))
+    return cudaErrorCooperativeLaunchTooLarge;
+  emulator::launch(blocks, config->blockDim.x, [&] { kernel(args...); }, blocks);
   return cudaSuccess;
 }
 

@@ -26,6 +26,10 @@ class Emulator:
         """Choose the schedule of all kernels to come."""
         self.library.emulator_seed(number)
 
+    def launches(self) -> int:
+        """How many kernels were launched so far."""
+        return int(self.library.emulator_launches())
+
     @contextmanager
     def without_cooperation(self) -> Iterator[None]:
         """A launch with a barrier of all blocks fails."""
@@ -36,8 +40,17 @@ class Emulator:
             self.library.emulator_refuse_cooperation(False)
 
     @contextmanager
+    def resident(self, blocks: int) -> Iterator[None]:
+        """So many blocks of a cooperative launch, at most, instead of 3."""
+        self.library.emulator_resident_blocks(blocks)
+        try:
+            yield
+        finally:
+            self.library.emulator_resident_blocks(3)
+
+    @contextmanager
     def without_barrier(self, line: int, threads: int) -> Iterator[None]:
-        """The first ``threads`` threads of a block pass the barrier in ``line`` of its file."""
+        """The first ``threads`` of its threads pass the barrier in ``line`` of its file."""
         self.library.emulator_skip_barrier(line, threads)
         try:
             yield
