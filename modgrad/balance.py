@@ -4,7 +4,6 @@ Shape letters: M modalities or groups, K losses, P tensors.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -160,8 +159,10 @@ def _several(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The call with the lists of K losses."""
     if per_loss.can_be_flat(grads, len(out), backend):
-        with suppress(*REFUSALS):
+        try:
             return call(per_loss.flat(grads))
+        except REFUSALS:
+            pass
     lists = per_loss.checked(grads, out)
     if len(grads[0]) != len(out):
         raise ValueError(f"`out` has {len(out)} tensors, allowed: {len(grads[0])}")

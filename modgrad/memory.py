@@ -66,10 +66,10 @@ class Memory:
     def _refill(self, state: Any) -> None:
         """Copy what is new; a state that moves its own tensors to other places, past a copy."""
         old, new = (list(state_tensors(s).values()) for s in (self._state, state))
-        own = {t.untyped_storage().data_ptr() for t in old}
+        own = {t.untyped_storage()._cdata for t in old}
         pairs = [(a, b) for a, b in zip(old, new, strict=True) if a is not b]
         if pairs:
-            moved = [b.clone() if b.untyped_storage().data_ptr() in own else b for _, b in pairs]
+            moved = [b.clone() if b.untyped_storage()._cdata in own else b for _, b in pairs]
             torch._foreach_copy_([a for a, _ in pairs], moved)
 
     def state_dict(self) -> dict[str, Any]:

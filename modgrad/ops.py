@@ -4,7 +4,6 @@ Shape letters: M modalities or groups, P tensors, B batch, C classes.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -41,8 +40,10 @@ def group_sq_norms(
         float64 [num_groups].
     """
     if is_native(tensors, backend):
-        with suppress(*REFUSALS):
+        try:
             return native.group_sq_norms(tensors, group, num_groups)
+        except REFUSALS:
+            pass
     device = checks.tensors("tensors", tensors)
     checks.group(group, len(tensors), num_groups)
     return select(device, backend).group_sq_norms(dense_in_memory(tensors), group, num_groups)
@@ -90,9 +91,11 @@ def modulate_(
         raise ValueError("`seed` is given without `noise`")
     dense: Sequence[Tensor] | None = None
     if is_native(grads, backend):
-        with suppress(*REFUSALS):  # around the op alone: what follows must not make it run twice
+        try:  # around the op alone: what follows must not make it run twice
             native.modulate_(grads, group, weights, noise, seed)
             dense = grads
+        except REFUSALS:
+            pass
     if dense is None:
         if checks.tensors("grads", grads) != device:
             raise ValueError(f"`weights` is on {device}, allowed: {grads[0].device}")
@@ -163,8 +166,10 @@ def group_gram(
     """
     K = len(grads_per_loss)
     if per_loss.can_be_flat(grads_per_loss, len(group), backend):
-        with suppress(*REFUSALS):
+        try:
             return native.group_gram(*per_loss.flat(grads_per_loss), group, num_groups, K)
+        except REFUSALS:
+            pass
     lists = per_loss.checked(grads_per_loss, [None] * len(grads_per_loss[0] if K else ()))
     checks.group(group, len(grads_per_loss[0]), num_groups)
     chosen = select(lists.grads[0].device, backend)
@@ -199,9 +204,11 @@ def combine_(
     weights = weights.detach().float().contiguous()
     dense: Sequence[Tensor] | None = None
     if per_loss.can_be_flat(grads_per_loss, len(out), backend):
-        with suppress(*REFUSALS):  # around the op alone: what follows must not make it run twice
+        try:  # around the op alone: what follows must not make it run twice
             native.combine_(out, *per_loss.flat(grads_per_loss), group, weights)
             dense = out
+        except REFUSALS:
+            pass
     if dense is None:
         lists = per_loss.checked(grads_per_loss, out)
         checks.group(group, len(out), len(weights))

@@ -5,7 +5,6 @@ checkpoint of one is a checkpoint of the other. Shape letters: M groups of weigh
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -42,9 +41,11 @@ def _update(
     lists = [params, grads, *states.values()]
     changed: Sequence[Sequence[Tensor]] | None = None
     if is_native(params, backend):
-        with suppress(*REFUSALS):  # around the op alone: what follows must not make it run twice
+        try:  # around the op alone: what follows must not make it run twice
             getattr(native, op)(*lists, *counted, group, weights, rate, *hyperparameters, **ending)
             changed = lists
+        except REFUSALS:
+            pass
     if changed is None:
         device = update_lists.check(params, grads, present, steps, group, len(weights))
         if weights.device != device:
