@@ -22,7 +22,8 @@ class Memory:
     def __init__(
         self, modalities: tuple[str, ...], state: Any, seed: int, device: torch.device
     ) -> None:
-        self._modalities, self._state = modalities, state
+        self._modalities = modalities
+        self._state = map_state(torch.clone, state)  # no two places in one memory
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.epoch = torch.zeros((), dtype=torch.int64, device=device)
         self.seed = torch.tensor(seed, dtype=torch.int64, device=device)

@@ -42,6 +42,13 @@ def test_a_state_moves_on_within_its_tensors(skipped):
     assert places(m) == first
 
 
+def test_places_that_begin_as_one_tensor_come_apart():
+    one = torch.zeros(2)
+    m = Memory(("a", "b"), State(one, one, one.expand(2, 2)), 0, torch.device("cpu"))
+    m.advance(State(one + 1, one + 2, torch.ones(2, 2)), None)
+    assert (m.state.now.tolist(), m.state.before.tolist()) == ([1.0, 1.0], [2.0, 2.0])
+
+
 def test_a_skipped_step_leaves_it():
     m = memory()
     m.advance(State(*(t + 5 for t in m.state)), torch.tensor([1.0]))
