@@ -37,7 +37,10 @@ class GradScaler(torch.amp.GradScaler):
         found: dict[Any, Tensor] = {}
         for device, (values, group) in by_device.items():
             sums = ops.group_sq_norms(values, group, M + 1, backend=modulator.backend)
-            found[device] = (~sums.isfinite().all()).float()
+            found[device] = torch.zeros((), device=device)
+            one = torch.ones((), device=device)
+            # torch's own check, of M + 1 numbers: one kernel, where isfinite and all are six
+            torch._amp_foreach_non_finite_check_and_unscale_([sums], found[device], one)
             if len(by_device) == 1:
                 modulator.foresee(grads, sums[:M])
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = found

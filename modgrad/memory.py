@@ -56,22 +56,19 @@ class Memory:
 
     def advance(self, state: Any, skipped: Tensor | None) -> None:
         """After a step; where ``skipped`` is not 0, all stays as it was."""
+        old, new = (list(state_tensors(s).values()) for s in (self._state, state))
+        changed = [(a, b) for a, b in zip(old, new, strict=True) if a is not b]
         if skipped is None:
-            self._refill(state)
+            # a state may move its own tensors to other places: past a copy
+            own = {t.untyped_storage()._cdata for t in old}
+            values = [b.clone() if b.untyped_storage()._cdata in own else b for _, b in changed]
             self.step.add_(1)
         else:
             keep = skipped.reshape(()) != 0
-            self._refill(map_state(lambda a, b: torch.where(keep, a, b), self._state, state))
+            values = [torch.where(keep, a, b) for a, b in changed]
             self.step.add_(~keep)
-
-    def _refill(self, state: Any) -> None:
-        """Copy what is new; a state that moves its own tensors to other places, past a copy."""
-        old, new = (list(state_tensors(s).values()) for s in (self._state, state))
-        own = {t.untyped_storage()._cdata for t in old}
-        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a is not b]
-        if pairs:
-            moved = [b.clone() if b.untyped_storage()._cdata in own else b for _, b in pairs]
-            torch._foreach_copy_([a for a, _ in pairs], moved)
+        if changed:
+            torch._foreach_copy_([a for a, _ in changed], values)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors."""

@@ -38,7 +38,9 @@ def optimizer_step(shapes: str, device: str) -> Case:
         return modgrad.ModulatedOptimizer(optimizer, modalities, balancer, **options)
 
     norms = frozenset({"grad_sq_norms"})
+    by_norms = modgrad.EqualNorms(cap=1.0)
     clipped, scaled, ours_scaled = adamw(fused=True), adamw(fused=True), modulated(adamw())
+    norms_scaled = modulated(adamw(), by_norms)
 
     def clip() -> None:
         torch.nn.utils.clip_grad_norm_(params, 1e9)
@@ -51,7 +53,7 @@ def optimizer_step(shapes: str, device: str) -> Case:
 
     scalers = [
         kind(device, init_scale=1.0, growth_interval=10**9)
-        for kind in (torch.amp.GradScaler, modgrad.GradScaler)
+        for kind in (torch.amp.GradScaler, modgrad.GradScaler, modgrad.GradScaler)
     ]
     for scaler in scalers:
         scaler.scale(torch.ones((), device=device))  # makes its state
@@ -62,9 +64,7 @@ def optimizer_step(shapes: str, device: str) -> Case:
         "modgrad over AdamW(fused=True)": modulated(adamw(fused=True)),
         "modgrad over AdamW()": modulated(adamw()),
         "modgrad over AdamW(fused=True), norms": modulated(adamw(fused=True), record=norms),
-        "modgrad over AdamW(fused=True), by norms": modulated(
-            adamw(fused=True), modgrad.EqualNorms(cap=1.0)
-        ),
+        "modgrad over AdamW(fused=True), by norms": modulated(adamw(fused=True), by_norms),
     }
     providers: dict[str, Callable[[], Any]] = {
         name: partial(optimizer.step) for name, optimizer in optimizers.items()
@@ -72,11 +72,15 @@ def optimizer_step(shapes: str, device: str) -> Case:
     providers["clip_grad_norm_, AdamW(fused=True)"] = clip
     providers["GradScaler, AdamW(fused=True)"] = partial(scaled_step, scalers[0], scaled)
     providers["modgrad.GradScaler, modgrad"] = partial(scaled_step, scalers[1], ours_scaled)
+    providers["modgrad.GradScaler, modgrad, by norms"] = partial(
+        scaled_step, scalers[2], norms_scaled
+    )
     stepping = {
         **optimizers,
         "clip_grad_norm_, AdamW(fused=True)": clipped,
         "GradScaler, AdamW(fused=True)": scaled,
         "modgrad.GradScaler, modgrad": ours_scaled,
+        "modgrad.GradScaler, modgrad, by norms": norms_scaled,
     }
 
     def first_moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
