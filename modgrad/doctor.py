@@ -12,7 +12,7 @@ import torch
 from modgrad import backends
 from modgrad.table import render
 
-VARIABLES = ("MODGRAD_BACKEND", "TRITON_INTERPRET")
+VARIABLES = ("MODGRAD_BACKEND", "MODGRAD_COOPERATIVE", "TRITON_INTERPRET")
 EXTENSIONS = ("modgrad._C", "modgrad._C_cuda")
 
 
@@ -55,11 +55,12 @@ def _machine() -> dict[str, str]:
     return {
         "CPU": f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} torch threads",
         "GPU": "; ".join(gpus) or "none that torch can use",
-        "NVIDIA driver": _driver(),
+        "NVIDIA driver": driver(),
     }
 
 
-def _driver() -> str:
+def driver() -> str:
+    """The version of NVIDIA's, or why it is not known."""
     if shutil.which("nvidia-smi") is None:
         return "none (no nvidia-smi)"
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -1,5 +1,6 @@
 """Where a measurement was made, and how fast memory is there."""
 
+import os
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 import modgrad
 from modgrad.bench.timing import Flush, interleaved
-from modgrad.doctor import device_name
+from modgrad.doctor import device_name, driver, versions
 
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # "32768K"
 _USUAL_CACHE = 32 * 2**20
@@ -17,8 +18,10 @@ _USUAL_CACHE = 32 * 2**20
 
 def about(device: str, command: str) -> dict[str, Any]:
     """What goes into every line of the results."""
+    gpu = {"driver": driver(), "triton": versions()["Triton"]} if device == "cuda" else {}
     return {
         "device": device_name(torch.device(device)),
+        **gpu,
         "threads": torch.get_num_threads(),
         "copy_gb_per_s": round(copy_bandwidth(device) / 1e9, 1),
         "torch": torch.__version__,
@@ -30,7 +33,9 @@ def about(device: str, command: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the sources that run, where git knows them."""
+    """Of the sources that run: MODGRAD_COMMIT, or what git knows of them."""
+    if told := os.environ.get("MODGRAD_COMMIT"):
+        return told
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
