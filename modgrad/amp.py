@@ -37,10 +37,11 @@ class GradScaler(torch.amp.GradScaler):
         found: dict[Any, Tensor] = {}
         for device, (values, group) in by_device.items():
             sums = ops.group_sq_norms(values, group, M + 1, backend=modulator.backend)
-            found[device] = torch.zeros((), device=device)
-            one = torch.ones((), device=device)
-            # torch's own check, of M + 1 numbers: one kernel, where isfinite and all are six
-            torch._amp_foreach_non_finite_check_and_unscale_([sums], found[device], one)
+            found[device] = torch.zeros((), dtype=torch.float32, device=device)
+            one = torch.ones((), dtype=torch.float32, device=device)
+            # torch's own check, of M + 1 numbers: one kernel, where isfinite and all are six. It
+            # takes them for float32, in which a large sum is infinite; its difference is 0 or NaN.
+            torch._amp_foreach_non_finite_check_and_unscale_([sums - sums], found[device], one)
             if len(by_device) == 1:
                 modulator.foresee(grads, sums[:M])
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = found

@@ -112,6 +112,7 @@ class Decider:
             raise NotImplementedError("GE noise with several losses")
         if modulation.tensor_scale is not None and not self.takes_losses:
             raise NotImplementedError("a scale per parameter tensor with one loss")
+        self.memory.check(state)
         shape = self.num_modalities, self.num_losses
         weights = modulation.weights.broadcast_to(shape).float()
         return Decision(statistics, modulation, weights, state)

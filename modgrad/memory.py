@@ -62,13 +62,23 @@ class Memory:
             # a state may move its own tensors to other places: past a copy
             own = {t.untyped_storage()._cdata for t in old}
             values = [b.clone() if b.untyped_storage()._cdata in own else b for _, b in changed]
-            self.step.add_(1)
         else:
-            keep = skipped.reshape(()) != 0
+            keep = skipped.to(self.step.device).reshape(()) != 0
             values = [torch.where(keep, a, b) for a, b in changed]
-            self.step.add_(~keep)
         if changed:
             torch._foreach_copy_([a for a, _ in changed], values)
+        self.step.add_(1 if skipped is None else ~keep)  # last: a state may be the step
+
+    def check(self, state: Any) -> None:
+        """Raise ValueError where a balancer's new state could not be kept."""
+        old, new = (state_tensors(s) for s in (self._state, state))
+        for name, tensor in old.items():
+            found = new[name]
+            if found is not tensor and (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+                raise ValueError(
+                    f"the new state's `{name}` is {found.dtype} {list(found.shape)},"
+                    f" allowed: what it was, {tensor.dtype} {list(tensor.shape)}"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors."""

@@ -37,7 +37,9 @@ def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
 
 def unscaled(sq_norms: Tensor, grad_scale: Tensor | None) -> Tensor:
     """Squared norms of gradients that are ``grad_scale`` times too large, if given."""
-    return sq_norms if grad_scale is None else sq_norms / grad_scale.double().square()
+    if grad_scale is None:
+        return sq_norms
+    return sq_norms / grad_scale.to(sq_norms.device).double().square()
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Decision(NamedTuple):
         return LastStep(
             modalities,
             self.weights.clone() if takes_losses else self.weights[:, 0].clone(),
-            self.modulation.noise,
+            None if self.modulation.noise is None else self.modulation.noise.clone(),
             measured.scores,
             measured.response_losses,
             measured.grad_sq_norms,

@@ -115,9 +115,9 @@ def test_gradients_are_not_held_after_the_step():
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("place", ["first", "middle", "last", "tail", "misaligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_every_infinity_is_found(place, value, dtype):
+def test_every_infinity_is_found(place, value, dtype, device):
     sizes = [3, 40001, 17]
-    model = torch.nn.ParameterList([torch.zeros(n, dtype=dtype) for n in sizes])
+    model = torch.nn.ParameterList([torch.zeros(n, dtype=dtype) for n in sizes]).to(device)
     optimizer = modgrad.ModulatedOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1),
         modgrad.Modalities(model, one="0", two="1"),
@@ -126,17 +126,31 @@ def test_every_infinity_is_found(place, value, dtype):
     for p in model:
         p.grad = torch.randn_like(p)
     if place == "misaligned":
-        model[1].grad = torch.randn(40002, dtype=dtype)[1:]
+        model[1].grad = torch.randn(40002, dtype=dtype, device=device)[1:]
     t, i = {"first": (0, 0), "middle": (1, 20000), "last": (2, 16), "tail": (1, -1)}.get(
         place, (1, 5)
     )
     largest = torch.finfo(dtype).max  # its square is no float32
     model[1].grad[7] = largest
-    scaler = modgrad.GradScaler("cpu", init_scale=1.0)
-    scaler.scale(torch.zeros(1))
+    scaler = modgrad.GradScaler(device, init_scale=1.0)
+    scaler.scale(torch.zeros(1, device=device))
     assert float(*scaler._check_inf_per_device(optimizer).values()) == 0
     model[t].grad[i] = value
     assert float(*scaler._check_inf_per_device(optimizer).values()) == 1
+
+
+def test_a_default_dtype_of_float64():
+    torch.set_default_dtype(torch.float64)
+    try:
+        (model, optimizer), _ = pair(INNER["AdamW"], dtype=torch.float64)
+        scaler = modgrad.GradScaler("cpu", init_scale=8.0)
+        batch = networks.batch(TWO, dtype=torch.float64)
+        before = model.head.weight.detach().clone()
+        backward(model, optimizer, *batch, scaler.scale)
+        scaler.step(optimizer)
+        assert not torch.equal(model.head.weight, before)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_other_optimizers_are_torchs_business():

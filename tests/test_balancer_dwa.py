@@ -2,8 +2,10 @@
 
 import math
 
+import networks
 import numpy as np
 import torch
+from test_backward import losses_of, setup
 
 from modgrad.balancers import DWA, Statistics
 
@@ -62,3 +64,11 @@ def test_losses_that_are_not_finite_are_not_counted():
 def test_an_epoch_without_a_finite_loss_gives_weights_of_one():
     epochs = [(0, [[2.0, 4.0]]), (1, [[1.0, math.nan]]), (2, [[1.0, 1.0]]), (3, [[1.0, 1.0]])]
     assert run(DWA(), epochs)[2:] == [[1.0, 1.0]] * 2
+
+
+def test_an_epoch_that_begins_before_the_step_does_not_count_it():
+    model, optimizer = setup(DWA())
+    optimizer.backward(losses_of(model, *networks.batch(("audio", "visual"))))
+    optimizer.modulator.set_epoch(1)
+    optimizer.step()
+    assert optimizer.modulator.state.epoch.item() == 0

@@ -99,8 +99,8 @@ def check_waits(trainer, device):
     *first, last = batches(4, device)
     for batch in first:
         trainer.step(*batch)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         trainer.step(*last)
     finally:
         torch.cuda.set_sync_debug_mode("default")

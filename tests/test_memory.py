@@ -49,6 +49,23 @@ def test_places_that_begin_as_one_tensor_come_apart():
     assert (m.state.now.tolist(), m.state.before.tolist()) == ([1.0, 1.0], [2.0, 2.0])
 
 
+@pytest.mark.parametrize("skipped", [None, torch.tensor([0.0])])
+def test_a_state_may_remember_the_step(skipped):
+    m = Memory(("a",), State(*(torch.zeros((), dtype=torch.int64),) * 3), 0, torch.device("cpu"))
+    for i in range(3):
+        m.advance(m.state._replace(now=m.step), skipped)
+        assert (m.state.now.item(), m.step.item()) == (i, i + 1)
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.double, lambda x: x[:1], lambda x: x[None]])
+def test_a_new_state_of_another_form_is_refused(change):
+    m = memory()
+    m.check(m.state)
+    m.check(State(*(t + 1 for t in m.state)))
+    with pytest.raises(ValueError, match=r"`before` is .*allowed: what it was"):
+        m.check(m.state._replace(before=change(m.state.before)))
+
+
 def test_a_skipped_step_leaves_it():
     m = memory()
     m.advance(State(*(t + 5 for t in m.state)), torch.tensor([1.0]))

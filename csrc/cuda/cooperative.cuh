@@ -34,6 +34,8 @@ inline int resident_blocks(const void* kernel, int32_t device) {
       cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0) == cudaSuccess)
     found->second = blocks * processors;
+  else
+    cudaGetLastError();  // the parts are launched without a barrier, and without this error
   return found->second;
 }
 

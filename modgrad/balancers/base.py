@@ -75,7 +75,11 @@ class Balancer(Protocol[StateT]):
         """The state before the first step: a NamedTuple of tensors, or of such tuples."""
 
     def update(self, statistics: Statistics, state: StateT) -> tuple[Modulation, StateT]:
-        """The modulation of this step and the next state; changes nothing in place."""
+        """The modulation of this step and the next state; changes nothing in place.
+
+        The state's tensors keep their shapes and dtypes. ``statistics.epoch`` is refilled by
+        ``set_epoch``: a state that remembers it holds a clone.
+        """
 
 
 class NoState(NamedTuple):

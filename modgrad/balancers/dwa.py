@@ -66,4 +66,5 @@ class DWA:
         known = ((last > 0) & (previous > 0)).all()
         weights = losses.numel() * torch.softmax(last / previous / self.temperature, 0)
         weights = torch.where(known, weights, 1.0).float()
-        return Modulation(weights), DWAState(statistics.epoch, total, number, last, previous)
+        epoch = statistics.epoch.clone()  # set_epoch may come before this state is kept
+        return Modulation(weights), DWAState(epoch, total, number, last, previous)

@@ -84,7 +84,7 @@ def cost(provider: Callable[[], object], device: str, *, dispatched: bool = True
     provider()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
         provider()
         torch.cuda.synchronize()
     kernels = sum(e.device_type == DeviceType.CUDA for e in recorded.events() or ())
