@@ -95,7 +95,7 @@ def compiled(request, tmp_path_factory):
         pytest.skip(reason)
     target = tmp_path_factory.mktemp("cuda") / f"{request.param.stem}.fatbin"
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    flags = ["-std=c++17", "-O3", "-Xptxas=-v", "-fatbin"]
+    flags = ["-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v", "-fatbin"]
     command = [nvcc, *flags, *codes, request.param, "-o", target]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
