@@ -22,6 +22,7 @@ class HeldParameters:
         self.own = Assignment([], [])
         """Those of modalities, and whose each is, as last looked up."""
         self._places: list[int] = []  # of them among all
+        self._owners: list[int] = []
         self.refresh()
 
     def refresh(self) -> list[nn.Parameter]:
@@ -31,6 +32,8 @@ class HeldParameters:
             self.own = self._modalities.assign(held)
             place = {id(p): i for i, p in enumerate(held)}
             self._places = [place[id(p)] for p in self.own.parameters]
+            modality = dict(zip(self._places, self.own.group, strict=True))
+            self._owners = [modality.get(i, -1) for i in range(len(held))]
             self._all = held
             if not self.own.parameters:
                 raise ValueError("the optimizer holds no parameter of any modality")
@@ -38,10 +41,8 @@ class HeldParameters:
 
     def owners(self) -> list[int]:
         """Of each of all parameters, the index of its modality, -1 for shared."""
-        owners = [-1] * len(self.refresh())
-        for place, modality in zip(self._places, self.own.group, strict=True):
-            owners[place] = modality
-        return owners
+        self.refresh()
+        return self._owners
 
     def has_gradient(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether any parameter of a modality has one; ``grads`` are those of all parameters."""
