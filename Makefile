@@ -105,7 +105,7 @@ build/fresh/.ready: $(ENVIRONMENT) $(SOURCES)
 
 # The oldest torch that is promised: its headers lack what newer ones have.
 oldest: $(ENVIRONMENT)
-	$(PY) tools/oldest_torch.py build/oldest
+	PYTHONPATH=tests $(PY) tools/oldest_torch.py build/oldest
 
 # What only a GPU can show, in parts of some minutes: every test on CUDA with every backend, the
 # sanitizer (its tools side by side with make -j4), the benchmarks.

@@ -1,7 +1,8 @@
 """Compile every C++ file against the headers of the oldest torch that pyproject.toml promises.
 
-``python tools/oldest_torch.py build/oldest`` fetches that release there (its headers are what is
-kept) and checks the syntax and types of csrc/, as a build against it would. It is not installed.
+``PYTHONPATH=tests python tools/oldest_torch.py build/oldest`` fetches that release there (its
+headers are what is kept) and checks the syntax and types of csrc/, as a build against it would. It
+is not installed.
 """
 
 import os
@@ -13,6 +14,8 @@ import sysconfig
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from native.emulator.build import find_headers
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,18 +42,6 @@ def fetch_headers(requirement: str, folder: Path) -> Path:
     return headers
 
 
-def cuda_headers() -> Path | None:
-    """The toolkit's headers: CUDA_HOME, beside the nvcc on PATH, or /usr/local/cuda."""
-    nvcc = shutil.which("nvcc")
-    homes = [
-        os.environ.get("CUDA_HOME"),
-        nvcc and Path(nvcc).resolve().parents[1],
-        "/usr/local/cuda",
-    ]
-    folders = [Path(home, "include") for home in homes if home]
-    return next((folder for folder in folders if (folder / "cuda_runtime_api.h").exists()), None)
-
-
 def errors(source: Path, includes: list[Path]) -> str:
     """What the compiler has against a file; empty where it is fine."""
     setup = (ROOT / "setup.py").read_text()
@@ -65,7 +56,7 @@ def errors(source: Path, includes: list[Path]) -> str:
 def main(folder: Path) -> None:
     requirement = oldest()
     includes = [fetch_headers(requirement, folder), Path(sysconfig.get_path("include"))]
-    cuda = cuda_headers()
+    cuda = find_headers()
     rooms = ["cpu", "cuda"] if cuda is not None else ["cpu"]
     includes += [cuda] if cuda is not None else []
     sources = sorted(path for room in rooms for path in (ROOT / "csrc" / room).glob("*.cpp"))
