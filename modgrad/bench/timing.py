@@ -117,15 +117,20 @@ def _on_device(
     return float(start.elapsed_time(end)) / 1e3
 
 
+def warm_up(provider: Callable[[], object]) -> None:
+    """Run once on a stream of its own, as has to come before a capture."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        provider()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
 def replayed(provider: Callable[[], object], rounds: int = 20) -> float | None:
     """Median ms of a CUDA graph's replay; None where the provider cannot be captured."""
     graph = torch.cuda.CUDAGraph()
     try:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            provider()
-        torch.cuda.current_stream().wait_stream(stream)
+        warm_up(provider)
         with torch.cuda.graph(graph):
             provider()
     except RuntimeError:
