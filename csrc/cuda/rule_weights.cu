@@ -1,4 +1,4 @@
-// Weights by a rule: one block, a thread a modality. Its registers are its own, up to 126 of them: held to 48, as
+// Weights by a rule: one block, a thread a modality. Its registers are its own, 124 of them on sm_90: held to 48, as
 // ptxas would, it spills.
 #include "deciding.cuh"
 #include "group_sq_norms.cuh"
