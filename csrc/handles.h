@@ -7,26 +7,50 @@
 
 namespace modgrad {
 
-// Tensors of a list as the dispatcher hands them over; stable::Tensor would add a shared pointer to each.
+// A list as the dispatcher hands it over: the handles are the receiver's, to be deleted.
+using HandleList = std::vector<AtenTensorHandle>;
+
 // Letting go of a tensor that Python holds takes the GIL, 80 ns a time: once for all of them, it takes 10.
+inline void delete_all(const AtenTensorHandle* handles, size_t count) {
+  const PyGILState_STATE gil = PyGILState_Ensure();
+  for (size_t i = 0; i < count; ++i) aoti_torch_delete_tensor_object(handles[i]);
+  PyGILState_Release(gil);
+}
+
+// The handles that `retain` put into a tensor on the host: a list as one argument.
+inline const AtenTensorHandle* retained_handles(const char* name, const Tensor& retained) {
+  static_assert(sizeof(AtenTensorHandle) == sizeof(int64_t));
+  STD_TORCH_CHECK(retained.scalar_type() == ScalarType::Long && retained.dim() == 1 && retained.is_contiguous() &&
+                      retained.is_cpu(),
+                  "`", name, "` is no list that was retained");
+  const auto* handles = static_cast<const AtenTensorHandle*>(retained.const_data_ptr());
+  STD_TORCH_CHECK(std::find(handles, handles + retained.numel(), nullptr) == handles + retained.numel(), "`", name,
+                  "` was released");
+  return handles;
+}
+
+// Tensors of a list, for the length of a call; stable::Tensor would add a shared pointer to each.
 class Handles {
  public:
-  Handles(const char* name, const std::vector<AtenTensorHandle>& owned) : name_(name), handles_(owned) {}
+  Handles(const char* name, const HandleList& owned)
+      : name_(name), owned_(owned), handles_(owned_.data()), size_(owned_.size()) {}
+  Handles(const char* name, const Tensor& retained)
+      : name_(name), handles_(retained_handles(name, retained)), size_(static_cast<size_t>(retained.numel())) {}
   Handles(const Handles&) = delete;
   Handles& operator=(const Handles&) = delete;
   ~Handles() {
-    const PyGILState_STATE gil = PyGILState_Ensure();
-    for (AtenTensorHandle handle : handles_) aoti_torch_delete_tensor_object(handle);
-    PyGILState_Release(gil);
+    if (!owned_.empty()) delete_all(owned_.data(), owned_.size());
   }
 
   const char* name() const { return name_; }
-  size_t size() const { return handles_.size(); }
+  size_t size() const { return size_; }
   AtenTensorHandle operator[](size_t i) const { return handles_[i]; }
 
  private:
   const char* name_;
-  std::vector<AtenTensorHandle> handles_;
+  HandleList owned_;
+  const AtenTensorHandle* handles_;
+  size_t size_;
 };
 
 // Shape, strides and dtype of a tensor, borrowed from it.
@@ -50,6 +74,18 @@ struct View {
       if (sizes[d] > 1 && strides[d] != other.strides[d]) return false;
     return true;
   }
+};
+
+struct Device {
+  int32_t type, index;
+
+  static Device of(AtenTensorHandle handle) {
+    Device device;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle, &device.type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle, &device.index));
+    return device;
+  }
+  bool operator==(const Device& other) const { return type == other.type && index == other.index; }
 };
 
 inline void* data_of(AtenTensorHandle handle) {

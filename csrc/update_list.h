@@ -1,7 +1,8 @@
 // The tensor lists of an optimizer update, read and checked once, into one record a parameter.
 #pragma once
 
-#include <initializer_list>
+#include <exception>
+#include <mutex>
 #include <optional>
 #include <utility>
 
@@ -21,22 +22,32 @@ struct Update {
   ScalarType dtype, state_dtype;
 };
 
-// Of each parameter: the gradient like it, the states like it or in float32, one float32 step.
-inline std::vector<Update> checked_updates(const Handles& params, const Handles& grads,
-                                           std::initializer_list<const Handles*> states, const Handles* steps,
-                                           const std::vector<int64_t>& group, int64_t num_groups) {
-  STD_TORCH_CHECK(params.size() > 0, "`params` is empty, allowed: at least one tensor");
-  const auto check_count = [&](const char* name, size_t count) {
-    STD_TORCH_CHECK(count == params.size(), "`", name, "` has ", count, " entries, allowed: ", params.size());
-  };
-  check_count("grads", grads.size());
-  check_count("group", group.size());
-  for (const Handles* list : states) check_count(list->name(), list->size());
-  if (steps != nullptr) check_count(steps->name(), steps->size());
+// The lists of an update, which may be checked a parameter at a time.
+struct UpdateLists {
+  const Handles &params, &grads;
+  std::vector<const Handles*> states;
+  const Handles* steps;
+  const std::vector<int64_t>& group;
+  int64_t num_groups;
+  Device device;
 
-  std::vector<Update> updates(params.size());
-  for (size_t i = 0; i < params.size(); ++i) {
-    Update& update = updates[i];
+  void check_lengths() const {
+    STD_TORCH_CHECK(params.size() > 0, "`params` is empty, allowed: at least one tensor");
+    const auto check = [&](const char* name, size_t count) {
+      STD_TORCH_CHECK(count == params.size(), "`", name, "` has ", count, " entries, allowed: ", params.size());
+    };
+    check("grads", grads.size());
+    check("group", group.size());
+    for (const Handles* list : states) check(list->name(), list->size());
+    if (steps != nullptr) check(steps->name(), steps->size());
+  }
+
+  // The gradient is like its parameter, the states like it or in float32, the step one float32 element.
+  Update checked(size_t i) const {
+    Update update = {};
+    for (const Handles* list : {&params, &grads}) check_device(*list, i);
+    for (const Handles* list : states) check_device(*list, i);
+    if (steps != nullptr) check_device(*steps, i);
     const View param(params[i]), grad(grads[i]);
     update.dtype = update.state_dtype = float_type("params", i, param.dtype);
     STD_TORCH_CHECK(is_dense(params[i], param), "`params[", i, "]` has gaps or overlaps in memory, allowed: dense");
@@ -52,8 +63,8 @@ inline std::vector<Update> checked_updates(const Handles& params, const Handles&
     for (const Handles* list : states) {
       const View state((*list)[i]);
       const ScalarType dtype = float_type(list->name(), i, state.dtype);
-      STD_TORCH_CHECK((dtype == update.dtype || dtype == ScalarType::Float) && (s == 0 || dtype == update.state_dtype) &&
-                          param.same_layout(state),
+      const bool allowed = dtype == update.dtype || dtype == ScalarType::Float;
+      STD_TORCH_CHECK(allowed && (s == 0 || dtype == update.state_dtype) && param.same_layout(state),
                       "`", list->name(), "[", i,
                       "]` differs from its parameter, allowed: its shape and memory order, its dtype or float32");
       update.state_dtype = dtype;
@@ -64,7 +75,34 @@ inline std::vector<Update> checked_updates(const Handles& params, const Handles&
                       steps->name(), "[", i, "]` is not one float32 element");
       update.step = static_cast<float*>(data_of((*steps)[i]));
     }
+    return update;
   }
+
+ private:
+  // The dispatcher looked at the devices of lists that it handed over, not of those that were retained.
+  void check_device(const Handles& list, size_t i) const {
+    STD_TORCH_CHECK(Device::of(list[i]) == device, "`", list.name(), "[", i, "]` is not on the device of `weights`");
+  }
+};
+
+// All of them; `per_thread` or more go to a thread.
+inline std::vector<Update> checked_updates(const UpdateLists& lists, int64_t per_thread) {
+  lists.check_lengths();
+  std::vector<Update> updates(lists.params.size());
+  const auto size = static_cast<int64_t>(updates.size());
+  std::mutex mutex;
+  int64_t failed = size;
+  std::exception_ptr error;
+  torch::stable::parallel_for(0, size, per_thread, [&](int64_t begin, int64_t end) {
+    int64_t i = begin;
+    try {
+      for (; i < end; ++i) updates[i] = lists.checked(i);
+    } catch (...) {  // parallel_for would lose what it says
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (i < failed) failed = i, error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
   return updates;
 }
 

@@ -6,6 +6,7 @@ from modgrad import backends, balancers, datasets, diagnostics, theory
 from modgrad.amp import GradScaler
 from modgrad.autograd import scale_backward
 from modgrad.backends import BackendUnavailableError
+from modgrad.backends.retained import RetainedList
 from modgrad.balance import Balanced, balance_, rule_weights
 from modgrad.balancers import (
     AGM,
@@ -97,6 +98,7 @@ __all__ = [
     "PrototypeOutput",
     "Prototypes",
     "RandomRebalancing",
+    "RetainedList",
     "Rule",
     "Smoothed",
     "UPGrad",

@@ -63,11 +63,6 @@ class FusedStep:
                 loss = closure()
         held = self._modulator.held
         grads = [p.grad for p in held]
-        for layout in {grad.layout for grad in grads if grad is not None} - {torch.strided}:
-            raise ValueError(
-                f"a gradient has layout {layout}, allowed: torch.strided; with fused=False what"
-                " the optimizer takes, for shared parameters"
-            )
         pending = self._modulator.decide(grads, ahead=True)
         self._gather(held, grads)
         if pending is not None and pending.rule is not None and len(self._parts) > 1:
@@ -95,11 +90,14 @@ class FusedStep:
         # model.cuda() moves the same parameters: the first tells
         kinds = held[0].device, parts.kinds(optimizer), [grad is None for grad in grads]
         made_of = [held, *optimizer.state.values()]
-        if (
+        is_stale = (
             kinds != self._kinds
             or len(made_of) != len(self._made_of)
             or not all(map(is_, made_of, self._made_of))
-        ):
+        )
+        if is_stale or len(self._parts) > 1:  # an update alone refuses before it changes anything
+            _check_layouts(grads)
+        if is_stale:
             self._parts = parts.gather(optimizer, grads, self._modulator.owner)
             self._kinds, self._made_of = kinds, [held, *optimizer.state.values()]
 
@@ -135,6 +133,14 @@ class FusedStep:
             backend=self._modulator.backend,
             **part.states(),
             **options,
+        )
+
+
+def _check_layouts(grads: Sequence[Tensor | None]) -> None:
+    for layout in {grad.layout for grad in grads if grad is not None} - {torch.strided}:
+        raise ValueError(
+            f"a gradient has layout {layout}, allowed: torch.strided; with fused=False what the"
+            " optimizer takes, for shared parameters"
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import count
 from math import inf
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from modgrad import updates
+from modgrad.backends.retained import RetainedList
 from modgrad.checks import FLOATS
 
 Group = dict[str, Any]
@@ -77,15 +79,20 @@ class Part(NamedTuple):
     device: torch.device
     is_first_step: bool  # of momentum
     places: list[int]  # among all parameters
-    parameters: list[Tensor]
+    parameters: RetainedList
     owner: list[int]  # the modality, -1 for shared
     stream: list[int]  # of GE noise
     keys: dict[str, str]  # of the states, by argument
     held: list[dict[str, Tensor]]
+    lists: dict[str, RetainedList]  # of the states, as they were in the last step
 
-    def states(self) -> dict[str, list[Tensor]]:
+    def states(self) -> dict[str, RetainedList]:
         """The arguments that are lists of states."""
-        return {name: [state[key] for state in self.held] for name, key in self.keys.items()}
+        for name, key in self.keys.items():
+            last = self.lists.get(name)
+            if last is None or not all(map(is_, map(itemgetter(key), self.held), last)):
+                self.lists[name] = RetainedList(map(itemgetter(key), self.held))
+        return self.lists
 
     def update(self) -> tuple[Callable[..., None], Group]:
         """The fused update, and the arguments that are options of the group as they are now."""
@@ -129,7 +136,7 @@ def gather(
                 found.setdefault((p.device, _starts(optimizer, group, p)), []).append(i)
         keys = _make_states(optimizer, group)
         for (device, is_first_step), places in found.items():
-            parameters = [group["params"][i - start] for i in places]
+            parameters = RetainedList(group["params"][i - start] for i in places)
             parts.append(
                 Part(
                     group,
@@ -141,6 +148,7 @@ def gather(
                     [stream[i] for i in places],
                     keys,
                     [optimizer.state[p] for p in parameters] if keys else [],
+                    {},
                 )
             )
         start += len(group["params"])

@@ -8,7 +8,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from test_modulator import host_reads
+from dispatched import Ops
 
 from modgrad import (
     AGM,
@@ -243,9 +243,9 @@ def test_nothing_is_read_on_the_host_in_a_step(backend, device, at):
     optimizer = attached(model, AGM(), at=at, backend=backend)
     inputs, targets = networks.batch(THREE, device=device)
     for _ in range(2):
-        with host_reads() as count:
+        with Ops() as ops:
             agm_step(model, optimizer, inputs, targets)
-        assert count.reads == 0
+        assert ops.reads == 0
 
 
 def test_responses_are_shown_by_name_with_targets():

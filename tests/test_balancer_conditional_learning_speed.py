@@ -7,7 +7,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from test_modulator import host_reads
+from dispatched import Ops
 
 from modgrad import Modalities, ModulatedOptimizer
 from modgrad.balancers import ConditionalLearningSpeed, RandomRebalancing, Statistics
@@ -354,9 +354,9 @@ def test_nothing_is_read_on_the_host_in_a_step(backend, device, remedy):
     model, optimizer = setup(balancer, device, backend=backend)
     batch = networks.batch(TWO, device=device)
     for _ in range(2):  # a regular and a re-balancing one
-        with host_reads() as count:
+        with Ops() as ops:
             branch = train_step(model, optimizer, *batch)
-        assert count.reads == 0
+        assert ops.reads == 0
     assert branch >= 0
 
 

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import networks
 import pytest
 import torch
+from dispatched import Ops
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import modgrad
 from modgrad import diagnostics
@@ -131,26 +131,13 @@ def test_step_reads_nothing_and_a_flush_reads_once(monkeypatch):
     assert calls == [1]
 
 
-class CountReads(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func in (
-            torch.ops.aten._local_scalar_dense.default,
-            torch.ops.aten.nonzero.default,
-        )
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("name", ["attributions", "conditional_utilization"])
 def test_a_loop_over_batches_reads_at_its_end_alone(name):
     def reads(batches):
         batch = torch.randn(5, 2, 4), torch.randint(0, 4, (5,))
-        with CountReads() as mode:
+        with Ops() as ops:
             getattr(diagnostics, name)(lambda b, s: b[0][:, 0] + len(s), [batch] * batches, TWO)
-        return mode.count
+        return ops.reads
 
     assert reads(1) == reads(9)
 

@@ -10,7 +10,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from test_modulator import host_reads
+from dispatched import Ops
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from modgrad import OGM, FixedWeights, Modalities, ModulatedOptimizer
@@ -342,10 +342,10 @@ def test_nothing_is_read_on_the_host_in_a_step(backend, device, at, name):
     loss = F.cross_entropy(output, targets)
     loss.backward()
     optimizer.found_inf = torch.zeros((), device=device)
-    with host_reads() as count:
+    with Ops() as ops:
         optimizer.observe(features=features, head=model.head, targets=targets)
         optimizer.step()
-    assert count.reads == 0
+    assert ops.reads == 0
 
 
 def test_weights_applied_in_backward_are_not_applied_again():

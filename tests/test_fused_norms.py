@@ -6,8 +6,8 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatched import Ops
 from test_fused import SGD, TWO, AdamW, assert_equal, assert_same, pair, train, values
-from test_rules import Ops
 
 import modgrad
 from modgrad import Modalities, ModulatedOptimizer
@@ -33,7 +33,7 @@ def two_groups(inner):
 def called(optimizer):
     with Ops() as ops:
         optimizer.step()
-    return [name.split(".")[1] for name in ops.names if name.startswith("modgrad_")]
+    return ops.own
 
 
 @pytest.mark.parametrize("name", INNER)

@@ -29,7 +29,13 @@ ALLOWED = {
         "modgrad.backends.reference_updates",
         "modgrad.rules",
     },
-    "modgrad.backends.native": {"modgrad.backends.fake", "modgrad._C", "modgrad._C_cuda"},
+    "modgrad.backends.retained": {"modgrad.backends.protocol"},
+    "modgrad.backends.native": {
+        "modgrad.backends.fake",
+        "modgrad.backends.retained",
+        "modgrad._C",
+        "modgrad._C_cuda",
+    },
     "modgrad.backends.triton": {
         "modgrad.backends.fake",
         "modgrad.backends.protocol",
@@ -121,7 +127,11 @@ ALLOWED = {
         "modgrad.observation",
         "modgrad.ops",
     },
-    "modgrad.update_parts": {"modgrad.checks", "modgrad.updates"},
+    "modgrad.update_parts": {
+        "modgrad.backends.retained",
+        "modgrad.checks",
+        "modgrad.updates",
+    },
     "modgrad.fused": {
         "modgrad.modulator",
         "modgrad.records",

@@ -1,13 +1,12 @@
 """The engine against the formulas as plain loops, and what it keeps, resets and refuses."""
 
 import copy
-from contextlib import contextmanager
 
 import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from dispatched import Ops
 
 import modgrad
 from modgrad import OGM, Between, FixedWeights, Modalities, ModulatedOptimizer
@@ -325,21 +324,6 @@ def test_noise_is_the_same_for_the_same_seed_and_new_in_every_step():
     assert not torch.isclose(a[0], c[0]).any()
 
 
-@contextmanager
-def host_reads():
-    """Counts what makes the host wait for the device: scalars read, and copies off the device."""
-
-    class Count(TorchDispatchMode):
-        reads = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            Count.reads += func is torch.ops.aten._local_scalar_dense.default
-            return func(*args, **(kwargs or {}))
-
-    with Count():
-        yield Count
-
-
 @pytest.mark.parametrize("at", ["parameters", "boundary"])
 def test_nothing_is_read_on_the_host_in_a_step(backend, device, at):
     record = [] if at == "boundary" else ["grad_sq_norms", "param_sq_norms"]
@@ -351,14 +335,14 @@ def test_nothing_is_read_on_the_host_in_a_step(backend, device, at):
         features = optimizer.modulator.scale_backward(features)
     output = model.head(torch.cat(list(features.values()), dim=1))
     loss = F.cross_entropy(output, targets)
-    with host_reads() as count:
+    with Ops() as ops:
         optimizer.observe(features=features, head=model.head, targets=targets)
         loss.backward()
         optimizer.step()
-    assert count.reads == 0
-    with host_reads() as count:
+    assert ops.reads == 0
+    with Ops() as ops:
         optimizer.modulator.last.weights[0].item()
-    assert count.reads == 1  # the counter counts
+    assert ops.reads == 1  # the counter counts
 
 
 @pytest.mark.parametrize("fused", [None, False])

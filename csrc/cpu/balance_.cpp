@@ -6,7 +6,7 @@ namespace modgrad {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> balance_(
-    const std::vector<AtenTensorHandle>& out_handles, const std::vector<AtenTensorHandle>& grad_handles,
+    const HandleList& out_handles, const HandleList& grad_handles,
     const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss, const std::vector<int64_t>& group,
     int64_t num_groups, int64_t num_losses, const std::string& name, const std::vector<double>& parameters,
     const std::optional<Tensor>& losses, const std::vector<Tensor>& states) {

@@ -79,7 +79,7 @@ void combine_(const std::vector<Array>& out, const std::vector<Array>& grads, co
 
 namespace {
 
-void of_tensors(const std::vector<AtenTensorHandle>& out_handles, const std::vector<AtenTensorHandle>& grad_handles,
+void of_tensors(const HandleList& out_handles, const HandleList& grad_handles,
                 const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
                 const std::vector<int64_t>& group, const Tensor& weights) {
   const Handles out("out", out_handles), grads("grads", grad_handles);

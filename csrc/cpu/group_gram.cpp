@@ -140,7 +140,7 @@ Tensor group_gram(const std::vector<Array>& grads, const ByParameter& by, const 
 
 namespace {
 
-Tensor of_tensors(const std::vector<AtenTensorHandle>& handles, const std::vector<int64_t>& tensor,
+Tensor of_tensors(const HandleList& handles, const std::vector<int64_t>& tensor,
                   const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
                   int64_t num_losses) {
   const Handles grads("grads", handles);

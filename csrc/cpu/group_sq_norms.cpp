@@ -68,7 +68,7 @@ Tensor group_sq_norms(const std::vector<Array>& arrays, const std::vector<int64_
 
 namespace {
 
-Tensor of_tensors(const std::vector<AtenTensorHandle>& handles, const std::vector<int64_t>& group, int64_t num_groups) {
+Tensor of_tensors(const HandleList& handles, const std::vector<int64_t>& group, int64_t num_groups) {
   const Handles tensors("tensors", handles);
   STD_TORCH_CHECK(tensors.size() > 0, "`tensors` is empty, allowed: at least one tensor");
   return group_sq_norms(dense_arrays(tensors), group, num_groups);

@@ -69,7 +69,7 @@ void modulate_(const std::vector<Array>& grads, const std::vector<int64_t>& grou
 
 namespace {
 
-void of_tensors(const std::vector<AtenTensorHandle>& handles, const std::vector<int64_t>& group, const Tensor& weights,
+void of_tensors(const HandleList& handles, const std::vector<int64_t>& group, const Tensor& weights,
                 const std::optional<Tensor>& noise, const std::optional<Tensor>& seed) {
   const Handles grads("grads", handles);
   STD_TORCH_CHECK(grads.size() > 0, "`grads` is empty, allowed: at least one tensor");

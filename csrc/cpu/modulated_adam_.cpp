@@ -116,25 +116,24 @@ std::vector<Bias> advance(const std::vector<Update>& updates, double beta1, doub
   return out;
 }
 
-void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
-                     const std::vector<AtenTensorHandle>& exp_avgs, const std::vector<AtenTensorHandle>& exp_avg_sqs,
-                     const std::vector<AtenTensorHandle>& max_exp_avg_sqs,
-                     const std::vector<AtenTensorHandle>& state_steps, const std::vector<int64_t>& group,
+template <typename List>
+void modulated_adam_(const List& params, const HandleList& grads, const List& exp_avgs, const List& exp_avg_sqs,
+                     const List& max_exp_avg_sqs, const List& state_steps, const std::vector<int64_t>& group,
                      const Tensor& weights, double lr, double beta1, double beta2, double eps, double weight_decay,
                      bool decoupled, bool maximize, bool scale_update, const std::optional<Tensor>& lr_tensor,
                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
                      const std::optional<Tensor>& noise, const std::optional<Tensor>& seed,
                      const std::optional<std::vector<int64_t>>& stream, const std::optional<Tensor>& sq_norms,
-                    const std::optional<std::string>& rule,
-                    const std::optional<std::vector<double>>& parameters) {
+                     const std::optional<std::string>& rule, const std::optional<std::vector<double>>& parameters) {
   const Handles p("params", params), g("grads", grads), m("exp_avgs", exp_avgs), v("exp_avg_sqs", exp_avg_sqs),
       largest("max_exp_avg_sqs", max_exp_avg_sqs), steps("state_steps", state_steps);
-  const UpdateOptions options{maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule, parameters};
+  const UpdateOptions options{maximize, scale_update, lr_tensor, grad_scale, found_inf, noise,
+                              seed,     stream,       sq_norms,  rule,       parameters};
   options.check(weights, p.size());
   const bool amsgrad = largest.size() > 0;
-  const std::vector<Update> updates =
-      amsgrad ? checked_updates(p, g, {&m, &v, &largest}, &steps, group, weights.numel())
-              : checked_updates(p, g, {&m, &v}, &steps, group, weights.numel());
+  UpdateLists lists{p, g, {&m, &v}, &steps, group, weights.numel(), Device::of(weights.get())};
+  if (amsgrad) lists.states.push_back(&largest);
+  const std::vector<Update> updates = checked_updates(lists, kReadPerThread);
   decide_weights(updates, options, weights);
   const UpdateRun run{updates, options, lr, weights.const_data_ptr<float>()};
   if (run.value(found_inf, 0) != 0) return;
@@ -153,4 +152,7 @@ void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vec
 }  // namespace
 }  // namespace modgrad
 
-STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("modulated_adam_", TORCH_BOX(&modgrad::modulated_adam_)); }
+STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) {
+  m.impl("modulated_adam_", TORCH_BOX(&modgrad::modulated_adam_<modgrad::HandleList>));
+  m.impl("modulated_adam_retained_", TORCH_BOX(&modgrad::modulated_adam_<modgrad::Tensor>));
+}

@@ -66,22 +66,22 @@ void update(Half* p, const Half* g, S* b, const float* added, int64_t n, float w
   }
 }
 
-void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
-                    const std::vector<AtenTensorHandle>& momentum_buffers, const std::vector<int64_t>& group,
-                    const Tensor& weights, double lr, double momentum, double dampening, double weight_decay,
-                    bool nesterov, bool is_first_step, bool maximize, bool scale_update,
-                    const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
+template <typename List>
+void modulated_sgd_(const List& params, const HandleList& grads, const List& momentum_buffers,
+                    const std::vector<int64_t>& group, const Tensor& weights, double lr, double momentum,
+                    double dampening, double weight_decay, bool nesterov, bool is_first_step, bool maximize,
+                    bool scale_update, const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
                     const std::optional<Tensor>& found_inf, const std::optional<Tensor>& noise,
                     const std::optional<Tensor>& seed, const std::optional<std::vector<int64_t>>& stream,
-                    const std::optional<Tensor>& sq_norms,
-                    const std::optional<std::string>& rule,
+                    const std::optional<Tensor>& sq_norms, const std::optional<std::string>& rule,
                     const std::optional<std::vector<double>>& parameters) {
   const Handles p("params", params), g("grads", grads), b("momentum_buffers", momentum_buffers);
-  const UpdateOptions options{maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule, parameters};
+  const UpdateOptions options{maximize, scale_update, lr_tensor, grad_scale, found_inf, noise,
+                              seed,     stream,       sq_norms,  rule,       parameters};
   options.check(weights, p.size());
-  const std::vector<Update> updates =
-      b.size() > 0 ? checked_updates(p, g, {&b}, nullptr, group, weights.numel())
-                   : checked_updates(p, g, {}, nullptr, group, weights.numel());
+  UpdateLists lists{p, g, {}, nullptr, group, weights.numel(), Device::of(weights.get())};
+  if (b.size() > 0) lists.states.push_back(&b);
+  const std::vector<Update> updates = checked_updates(lists, kReadPerThread);
   decide_weights(updates, options, weights);
   const UpdateRun run{updates, options, lr, weights.const_data_ptr<float>()};
   if (run.value(found_inf, 0) != 0) return;
@@ -100,4 +100,7 @@ void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vect
 }  // namespace
 }  // namespace modgrad
 
-STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) { m.impl("modulated_sgd_", TORCH_BOX(&modgrad::modulated_sgd_)); }
+STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CPU, m) {
+  m.impl("modulated_sgd_", TORCH_BOX(&modgrad::modulated_sgd_<modgrad::HandleList>));
+  m.impl("modulated_sgd_retained_", TORCH_BOX(&modgrad::modulated_sgd_<modgrad::Tensor>));
+}

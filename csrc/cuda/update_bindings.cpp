@@ -7,18 +7,10 @@
 namespace modgrad {
 namespace {
 
-using Stream = std::optional<std::vector<int64_t>>;
+// One thread looks at all tensors: others may be loading data.
+constexpr int64_t kReadPerThread = int64_t{1} << 40;
 
-void check_devices(const Handles& tensors, int32_t device) {
-  const int32_t cuda = aoti_torch_device_type_cuda();
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    int32_t type, index;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensors[i], &type));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensors[i], &index));
-    STD_TORCH_CHECK(type == cuda && index == device, "`", tensors.name(), "[", i,
-                    "]` must be on one CUDA device with all other arguments");
-  }
-}
+using Stream = std::optional<std::vector<int64_t>>;
 
 std::vector<UpdateRef> references(const std::vector<Update>& updates, const Stream& stream) {
   std::vector<UpdateRef> refs;
@@ -38,7 +30,6 @@ class Options {
   Options(const UpdateOptions& given, const Tensor& weights, double lr, const std::vector<UpdateRef>& refs)
       : device_(weights.get_device_index()) {
     given.check(weights, refs.size());
-    check_device("weights", weights, device_);
     device.weights = weights.const_data_ptr<float>();
     device.num_groups = weights.numel();
     device.lr = lr;
@@ -88,21 +79,21 @@ class Options {
   std::vector<Tensor> scratch_;  // its memory goes back in stream order
 };
 
-void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
-                    const std::vector<AtenTensorHandle>& momentum_buffers, const std::vector<int64_t>& group,
-                    const Tensor& weights, double lr, double momentum, double dampening, double weight_decay,
-                    bool nesterov, bool is_first_step, bool maximize, bool scale_update,
-                    const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
+template <typename List>
+void modulated_sgd_(const List& params, const HandleList& grads, const List& momentum_buffers,
+                    const std::vector<int64_t>& group, const Tensor& weights, double lr, double momentum,
+                    double dampening, double weight_decay, bool nesterov, bool is_first_step, bool maximize,
+                    bool scale_update, const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
                     const std::optional<Tensor>& found_inf, const std::optional<Tensor>& noise,
                     const std::optional<Tensor>& seed, const Stream& stream, const std::optional<Tensor>& sq_norms,
                     const std::optional<std::string>& rule, const std::optional<std::vector<double>>& parameters) {
   const Handles p("params", params), g("grads", grads), b("momentum_buffers", momentum_buffers);
   const int32_t device = weights.get_device_index();
-  for (const Handles* list : {&p, &g, &b}) check_devices(*list, device);
+  check_device("weights", weights, device);
   const bool has_momentum = b.size() > 0;
-  const auto refs = references(has_momentum ? checked_updates(p, g, {&b}, nullptr, group, weights.numel())
-                                            : checked_updates(p, g, {}, nullptr, group, weights.numel()),
-                               stream);
+  UpdateLists lists{p, g, {}, nullptr, group, weights.numel(), Device::of(weights.get())};
+  if (has_momentum) lists.states.push_back(&b);
+  const auto refs = references(checked_updates(lists, kReadPerThread), stream);
   const DeviceGuard guard(device);
   Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule,
                    parameters},
@@ -112,10 +103,9 @@ void modulated_sgd_(const std::vector<AtenTensorHandle>& params, const std::vect
       launch_modulated_sgd_(refs, options.device, options.rule, sgd, device, current_stream(device)));
 }
 
-void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
-                     const std::vector<AtenTensorHandle>& exp_avgs, const std::vector<AtenTensorHandle>& exp_avg_sqs,
-                     const std::vector<AtenTensorHandle>& max_exp_avg_sqs,
-                     const std::vector<AtenTensorHandle>& state_steps, const std::vector<int64_t>& group,
+template <typename List>
+void modulated_adam_(const List& params, const HandleList& grads, const List& exp_avgs, const List& exp_avg_sqs,
+                     const List& max_exp_avg_sqs, const List& state_steps, const std::vector<int64_t>& group,
                      const Tensor& weights, double lr, double beta1, double beta2, double eps, double weight_decay,
                      bool decoupled, bool maximize, bool scale_update, const std::optional<Tensor>& lr_tensor,
                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
@@ -125,11 +115,11 @@ void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vec
   const Handles p("params", params), g("grads", grads), m("exp_avgs", exp_avgs), v("exp_avg_sqs", exp_avg_sqs),
       largest("max_exp_avg_sqs", max_exp_avg_sqs), steps("state_steps", state_steps);
   const int32_t device = weights.get_device_index();
-  for (const Handles* list : {&p, &g, &m, &v, &largest, &steps}) check_devices(*list, device);
+  check_device("weights", weights, device);
   const bool amsgrad = largest.size() > 0;
-  const auto refs = references(amsgrad ? checked_updates(p, g, {&m, &v, &largest}, &steps, group, weights.numel())
-                                       : checked_updates(p, g, {&m, &v}, &steps, group, weights.numel()),
-                               stream);
+  UpdateLists lists{p, g, {&m, &v}, &steps, group, weights.numel(), Device::of(weights.get())};
+  if (amsgrad) lists.states.push_back(&largest);
+  const auto refs = references(checked_updates(lists, kReadPerThread), stream);
   const DeviceGuard guard(device);
   Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule,
                    parameters},
@@ -146,6 +136,8 @@ void modulated_adam_(const std::vector<AtenTensorHandle>& params, const std::vec
 }  // namespace modgrad
 
 STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {
-  m.impl("modulated_sgd_", TORCH_BOX(&modgrad::modulated_sgd_));
-  m.impl("modulated_adam_", TORCH_BOX(&modgrad::modulated_adam_));
+  m.impl("modulated_sgd_", TORCH_BOX(&modgrad::modulated_sgd_<modgrad::HandleList>));
+  m.impl("modulated_sgd_retained_", TORCH_BOX(&modgrad::modulated_sgd_<modgrad::Tensor>));
+  m.impl("modulated_adam_", TORCH_BOX(&modgrad::modulated_adam_<modgrad::HandleList>));
+  m.impl("modulated_adam_retained_", TORCH_BOX(&modgrad::modulated_adam_<modgrad::Tensor>));
 }

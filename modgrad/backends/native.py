@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modgrad.backends.fake import register
+from modgrad.backends.retained import handed_over
 
 register("native")
 _ops = torch.ops.modgrad_native
@@ -134,8 +135,10 @@ def modality_cross_entropy_backward(
 
 
 def modulated_sgd_(*args: Any, **options: Any) -> None:
-    _ops.modulated_sgd_(*args, **options)
+    op, args = handed_over("modulated_sgd_", args)
+    getattr(_ops, op)(*args, **options)
 
 
 def modulated_adam_(*args: Any, **options: Any) -> None:
-    _ops.modulated_adam_(*args, **options)
+    op, args = handed_over("modulated_adam_", args)
+    getattr(_ops, op)(*args, **options)

@@ -1,6 +1,6 @@
 """Cases of the optimizer updates with weights folded in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -21,7 +21,10 @@ def modulated_update(
     device: str,
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    """A step of torch's optimizer with a weight a modality; the first provider has no weights."""
+    """A step of torch's optimizer with a weight a modality; the first provider has no weights.
+
+    Ours is given retained lists, as by ``ModulatedOptimizer``, and lists once more.
+    """
     params, group = tensors(shapes, device, dtype)
     grads = [torch.randn_like(p) for p in params]
     # about 1: `grad_scale` writes the scaled gradient back, a thousand times
@@ -32,13 +35,13 @@ def modulated_update(
     states = (first,) if method == "sgd" else (first, second, steps)
     decay = 1e-2 if method == "adamw" else 0.0
 
-    def stock(indices: list[int], gradients: list[Tensor], scale: Tensor | None = None) -> None:
-        def of(values: list[Tensor]) -> list[Tensor]:
-            return [values[i] for i in indices]
-
+    def stock(
+        lists: Sequence[list[Tensor]], gradients: list[Tensor], scale: Tensor | None = None
+    ) -> None:
         if method == "sgd":
+            p, momenta = lists
             torch._fused_sgd_(
-                *(of(params), gradients, of(first)),
+                *(p, gradients, momenta),
                 weight_decay=0.0,
                 momentum=MOMENTUM,
                 lr=LR,
@@ -49,10 +52,11 @@ def modulated_update(
                 grad_scale=scale,
             )
             return
-        torch._foreach_add_(of(steps), 1)
+        p, averages, squares, counts = lists
+        torch._foreach_add_(counts, 1)
         update = torch._fused_adam_ if method == "adam" else torch._fused_adamw_
         update(
-            *(of(params), gradients, of(first), of(second), [], of(steps)),
+            *(p, gradients, averages, squares, [], counts),
             amsgrad=False,
             maximize=False,
             beta1=BETA1,
@@ -63,25 +67,33 @@ def modulated_update(
             grad_scale=scale,
         )
 
-    everything = list(range(len(params)))
-    indices = [[i for i in everything if group[i] == g] for g in range(2)]
+    listed: tuple[list[Tensor], ...] = (params, *states)
     of_group = by_group(grads, group, 2)
+    listed_of_group = list(zip(*(by_group(x, group, 2) for x in listed), strict=True))
 
     def foreach_then_stock() -> None:
         foreach_modulate_(of_group, weights)
-        stock(everything, grads)
+        stock(listed, grads)
 
     def grad_scale() -> None:
         for g, scale in enumerate(weights.reciprocal().unbind()):
-            stock(indices[g], of_group[g], scale)
+            stock(listed_of_group[g], of_group[g], scale)
 
-    def ours(backend: str, w: Tensor = weights, **more: Any) -> None:
+    retained = tuple(map(modgrad.RetainedList, listed))
+
+    def ours(
+        backend: str,
+        w: Tensor = weights,
+        lists: Sequence[Sequence[Tensor]] = retained,
+        **more: Any,
+    ) -> None:
         options = {"lr": LR, "weight_decay": decay, "backend": backend, **more}
+        arguments: Any = (lists[0], grads, *lists[1:], group, w)
         if method == "sgd":
-            modgrad.modulated_sgd_(*(params, grads, first, group, w), momentum=MOMENTUM, **options)
+            modgrad.modulated_sgd_(*arguments, momentum=MOMENTUM, **options)
             return
         update = modgrad.modulated_adam_ if method == "adam" else modgrad.modulated_adamw_
-        update(*(params, grads, first, second, steps, group, w), **options)
+        update(*arguments, **options)
 
     found = torch.ones_like(weights)
 
@@ -90,7 +102,7 @@ def modulated_update(
         ours(backend, found, rule=modgrad.EqualNorms().rule)
 
     providers: dict[str, Callable[[], Any]] = {
-        "stock, no weights": partial(stock, everything, grads),
+        "stock, no weights": partial(stock, listed, grads),
         "foreach, stock": foreach_then_stock,
         "stock by grad_scale": grad_scale,
     }
@@ -99,6 +111,8 @@ def modulated_update(
         if name != "reference":
             providers[f"modgrad, {name}, norms"] = partial(ours, name, sq_norms=sq_norms)
             providers[f"modgrad, {name}, by norms"] = partial(by_norms, name)
+        if name == "native":
+            providers["modgrad, native, lists"] = partial(ours, name, lists=listed)
     providers |= launches(device, partial(by_norms, "native"), "modgrad, native, by norms")
 
     def check() -> None:

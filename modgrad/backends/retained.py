@@ -1,0 +1,89 @@
+"""Lists of tensors that outlive a call: the native updates take each as one argument."""
+
+import re
+import weakref
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.__future__ import get_swap_module_params_on_conversion
+from torch.utils._python_dispatch import _disable_current_modes
+
+from modgrad.backends.protocol import SCHEMAS
+
+_LIBRARY = torch.library.Library("modgrad_native", "FRAGMENT")
+_LIBRARY.define("retain(Tensor[] tensors) -> Tensor")
+_LIBRARY.define("release(Tensor(a!) retained) -> ()")
+# Which arguments of an update are lists that it writes; gradients are others in every step.
+_RETAINED = {"modulated_sgd_": (0, 2), "modulated_adam_": (0, 2, 3, 4, 5)}
+for _op in _RETAINED:
+    _LIBRARY.define(f"{_op}retained_" + re.sub(r"Tensor\(\w!\)\[\]", "Tensor", SCHEMAS[_op]))
+
+_NONE = torch.empty(0, dtype=torch.int64)
+
+
+class _Handles:
+    """What an op takes in place of the tensors."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        with torch.no_grad():
+            self.tensor: Tensor = torch.ops.modgrad_native.retain(tensors)
+        weakref.finalize(self, _release, self.tensor).atexit = False
+
+
+def _release(handles: Tensor) -> None:
+    with _disable_current_modes():  # whatever happens to run when the last reference goes
+        torch.ops.modgrad_native.release(handles)
+
+
+class RetainedList(tuple[Tensor, ...]):
+    """A list of tensors that is handed to the fused updates again and again.
+
+    To hand over 1,000 tensors one by one takes about as long as to update them, if they are small.
+    The native updates take a ``RetainedList`` as one argument, where ``params`` and all states are
+    such; everything else sees a tuple. What a tensor is, its memory and its shape, is read in every
+    call. ``torch.utils.swap_tensors`` refuses tensors that are so retained: where
+    ``torch.__future__.set_swap_module_params_on_conversion`` asks for it, none are.
+    """
+
+    _handles: _Handles | None = None
+
+    def __new__(cls, tensors: Iterable[Tensor] = ()) -> "RetainedList":
+        return super().__new__(cls, tensors)
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether nothing but memory stands behind the tensors: others go through torch."""
+        own = Tensor.__torch_dispatch__
+        return all(
+            type(t).__torch_dispatch__ == own and t.layout == torch.strided and not t.is_neg()
+            for t in self
+        )
+
+    @property
+    def handles(self) -> Tensor | None:
+        """Their handles, int64 on the host; None where they must be handed over one by one."""
+        if not self._is_plain or get_swap_module_params_on_conversion():
+            self._handles = None
+            return None
+        if self._handles is None:
+            self._handles = _Handles(self)
+        return self._handles.tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (tuple(self),)  # handles are this process's, and this list's
+
+
+def handed_over(op: str, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    """An update and its arguments, with handles where all lists but the gradients are retained."""
+    handed = list(arguments)
+    for i in _RETAINED[op]:
+        tensors = arguments[i]
+        handed[i] = tensors.handles if isinstance(tensors, RetainedList) else None
+        if not tensors:
+            handed[i] = _NONE
+        if handed[i] is None:
+            return op, arguments
+    return f"{op}retained_", tuple(handed)
