@@ -53,7 +53,7 @@ def noise():
 
 
 def updates():
-    """AdamW of weights known, and of weights by norms, over torch's; norms over _foreach_norm."""
+    """AdamW of weights known, by norms, and of lists handed over anew, over torch's; norms."""
     found = {}
     for name, shapes, dtype in (
         ("22 M float32", "2x resnet18", torch.float32),
@@ -65,6 +65,7 @@ def updates():
         pairs = [
             [update[n] for n in ("stock, no weights", "modgrad, native")],
             [update[n] for n in ("stock, no weights", "modgrad, native, by norms")],
+            [update[n] for n in ("stock, no weights", "modgrad, native, lists")],
             [norms[n] for n in ("foreach", "modgrad, native")],
         ]
         found[name] = [

@@ -3,6 +3,7 @@
 
 #include <Python.h>
 
+#include "side_by_side.h"
 #include "tensors.h"
 
 namespace modgrad {
@@ -133,9 +134,9 @@ inline Array dense_array(const char* name, size_t i, AtenTensorHandle handle) {
 }
 
 inline std::vector<Array> dense_arrays(const Handles& tensors) {
-  std::vector<Array> out;
-  out.reserve(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) out.push_back(dense_array(tensors.name(), i, tensors[i]));
+  std::vector<Array> out(tensors.size());
+  side_by_side(static_cast<int64_t>(out.size()), kTensorsPerThread,
+               [&](int64_t i) { out[i] = dense_array(tensors.name(), i, tensors[i]); });
   return out;
 }
 

@@ -1,13 +1,12 @@
 // The tensor lists of an optimizer update, read and checked once, into one record a parameter.
 #pragma once
 
-#include <exception>
-#include <mutex>
 #include <optional>
 #include <utility>
 
 #include "handles.h"
 #include "rule_arguments.h"
+#include "side_by_side.h"
 
 namespace modgrad {
 
@@ -90,19 +89,7 @@ inline std::vector<Update> checked_updates(const UpdateLists& lists, int64_t per
   lists.check_lengths();
   std::vector<Update> updates(lists.params.size());
   const auto size = static_cast<int64_t>(updates.size());
-  std::mutex mutex;
-  int64_t failed = size;
-  std::exception_ptr error;
-  torch::stable::parallel_for(0, size, per_thread, [&](int64_t begin, int64_t end) {
-    int64_t i = begin;
-    try {
-      for (; i < end; ++i) updates[i] = lists.checked(i);
-    } catch (...) {  // parallel_for would lose what it says
-      const std::lock_guard<std::mutex> lock(mutex);
-      if (i < failed) failed = i, error = std::current_exception();
-    }
-  });
-  if (error) std::rethrow_exception(error);
+  side_by_side(size, per_thread, [&](int64_t i) { updates[i] = lists.checked(i); });
   return updates;
 }
 

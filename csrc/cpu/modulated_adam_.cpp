@@ -133,7 +133,7 @@ void modulated_adam_(const List& params, const HandleList& grads, const List& ex
   const bool amsgrad = largest.size() > 0;
   UpdateLists lists{p, g, {&m, &v}, &steps, group, weights.numel(), Device::of(weights.get())};
   if (amsgrad) lists.states.push_back(&largest);
-  const std::vector<Update> updates = checked_updates(lists, kReadPerThread);
+  const std::vector<Update> updates = checked_updates(lists, kTensorsPerThread);
   decide_weights(updates, options, weights);
   const UpdateRun run{updates, options, lr, weights.const_data_ptr<float>()};
   if (run.value(found_inf, 0) != 0) return;

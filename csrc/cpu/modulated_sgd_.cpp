@@ -81,7 +81,7 @@ void modulated_sgd_(const List& params, const HandleList& grads, const List& mom
   options.check(weights, p.size());
   UpdateLists lists{p, g, {}, nullptr, group, weights.numel(), Device::of(weights.get())};
   if (b.size() > 0) lists.states.push_back(&b);
-  const std::vector<Update> updates = checked_updates(lists, kReadPerThread);
+  const std::vector<Update> updates = checked_updates(lists, kTensorsPerThread);
   decide_weights(updates, options, weights);
   const UpdateRun run{updates, options, lr, weights.const_data_ptr<float>()};
   if (run.value(found_inf, 0) != 0) return;

@@ -12,9 +12,6 @@ namespace modgrad {
 // An update reads and writes 28 bytes an element where a streaming pass moves 4 to 8.
 constexpr int64_t kUpdateTask = kStreamingTask / 4;
 
-// Parameters to whose tensors a thread looks: some 40 us where they have left the cache.
-constexpr int64_t kReadPerThread = 256;
-
 // Elements that are read again, for norms or noise, while they are in the L1 cache: 16 KiB in four tensors.
 constexpr int64_t kUpdateBlock = 1024;
 

@@ -8,7 +8,7 @@ namespace modgrad {
 namespace {
 
 // One thread looks at all tensors: others may be loading data.
-constexpr int64_t kReadPerThread = int64_t{1} << 40;
+constexpr int64_t kInOneThread = int64_t{1} << 40;
 
 using Stream = std::optional<std::vector<int64_t>>;
 
@@ -93,7 +93,7 @@ void modulated_sgd_(const List& params, const HandleList& grads, const List& mom
   const bool has_momentum = b.size() > 0;
   UpdateLists lists{p, g, {}, nullptr, group, weights.numel(), Device::of(weights.get())};
   if (has_momentum) lists.states.push_back(&b);
-  const auto refs = references(checked_updates(lists, kReadPerThread), stream);
+  const auto refs = references(checked_updates(lists, kInOneThread), stream);
   const DeviceGuard guard(device);
   Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule,
                    parameters},
@@ -119,7 +119,7 @@ void modulated_adam_(const List& params, const HandleList& grads, const List& ex
   const bool amsgrad = largest.size() > 0;
   UpdateLists lists{p, g, {&m, &v}, &steps, group, weights.numel(), Device::of(weights.get())};
   if (amsgrad) lists.states.push_back(&largest);
-  const auto refs = references(checked_updates(lists, kReadPerThread), stream);
+  const auto refs = references(checked_updates(lists, kInOneThread), stream);
   const DeviceGuard guard(device);
   Options options({maximize, scale_update, lr_tensor, grad_scale, found_inf, noise, seed, stream, sq_norms, rule,
                    parameters},
