@@ -89,6 +89,12 @@ struct Device {
   bool operator==(const Device& other) const { return type == other.type && index == other.index; }
 };
 
+inline Tensor tensor_of(AtenTensorHandle handle) {
+  AtenTensorHandle own;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(handle, &own));
+  return Tensor(own);
+}
+
 inline void* data_of(AtenTensorHandle handle) {
   void* data;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
@@ -133,9 +139,9 @@ inline Array dense_array(const char* name, size_t i, AtenTensorHandle handle) {
   return {data_of(handle), numel_of(handle), dtype};
 }
 
-inline std::vector<Array> dense_arrays(const Handles& tensors) {
+inline std::vector<Array> dense_arrays(const Handles& tensors, int64_t per_thread = kTensorsPerThread) {
   std::vector<Array> out(tensors.size());
-  side_by_side(static_cast<int64_t>(out.size()), kTensorsPerThread,
+  side_by_side(static_cast<int64_t>(out.size()), per_thread,
                [&](int64_t i) { out[i] = dense_array(tensors.name(), i, tensors[i]); });
   return out;
 }

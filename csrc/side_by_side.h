@@ -12,6 +12,9 @@ namespace modgrad {
 // Tensors, or parameters with their states, at which a thread looks: 20 to 100 us where they have left the cache.
 constexpr int64_t kTensorsPerThread = 256;
 
+// All of them in the thread that calls: beside a GPU, others may be loading data.
+constexpr int64_t kInOneThread = int64_t{1} << 40;
+
 // Calls f(i) for i in [0, size), `per_thread` or more of them in a thread. Of what they throw, it throws what
 // the lowest i did: torch's parallel_for would lose what that says.
 template <typename F>

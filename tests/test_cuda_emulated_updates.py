@@ -10,6 +10,7 @@ from fences import fenced, fences_stand
 
 from modgrad import rules
 from modgrad.backends import reference
+from modgrad.backends.retained import RetainedList, handed_over
 from modgrad.balancers import EqualNorms
 
 # Around packs of 2 to 8 elements, blocks of 256 threads and chunks of 16384 elements.
@@ -130,6 +131,35 @@ def test_update_equals_the_reference(ops, optimizer, shapes):
     before = Update(optimizer, shapes)
     found, expected = before.copy().run(ops), before.copy().run(reference)
     found.check_against(expected, before)
+
+
+class Retaining:
+    """The updates of ``ops``, given lists that are retained."""
+
+    def __init__(self, ops):
+        self.ops = ops
+
+    def __getattr__(self, op):
+        def run(params, grads, *rest, **options):
+            lists = [
+                RetainedList(x) if isinstance(x, list) and all(map(torch.is_tensor, x)) else x
+                for x in rest
+            ]
+            retained = RetainedList(params), grads, *lists
+            name, arguments = handed_over(op, retained)
+            assert name == f"{op}retained_"
+            getattr(self.ops, name)(*arguments, **options)
+
+        return run
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("shapes", [LISTS[6], LISTS[-1]], ids=[IDS[6], IDS[-1]])
+def test_retained_lists_give_the_same_bits(ops, optimizer, shapes):
+    before = Update(optimizer, shapes)
+    found, expected = before.copy().run(Retaining(ops)), before.copy().run(ops)
+    for a, b in zip(found.tensors(), expected.tensors(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -27,17 +27,19 @@ std::tuple<Tensor, Tensor> rule_weights(const Tensor& statistic, const std::stri
 }
 
 std::tuple<Tensor, Tensor, Tensor> balance_(
-    const std::vector<Tensor>& out, const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
+    const HandleList& out_handles, const HandleList& grad_handles, const std::vector<int64_t>& tensor,
     const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups, int64_t num_losses,
     const std::string& rule, const std::vector<double>& parameters, const std::optional<Tensor>& losses,
     const std::vector<Tensor>& states) {
+  const Handles out("out", out_handles), grads("grads", grad_handles);
   Rule r = checked_balance(out.size(), grads.size(), rule, parameters, losses, states, num_groups, num_losses);
-  const int32_t device = out[0].get_device_index();
+  const Tensor first = first_of(out);
+  const int32_t device = first.get_device_index();
   check_devices(losses, states, device);
   const DeviceGuard guard(device);
   const cudaStream_t stream = current_stream(device);
-  const RuleTensors tensors(r, states.size(), out[0]);
-  if (!grads.empty()) {
+  const RuleTensors tensors(r, states.size(), first);
+  if (grads.size() > 0) {
     const Tensor gram = group_gram(grads, tensor, loss, group, num_groups, num_losses);
     r.gram = gram.const_data_ptr<double>();
     STD_CUDA_CHECK(launch_rule_weights(r, nullptr, tensors.out(), stream));
@@ -45,10 +47,9 @@ std::tuple<Tensor, Tensor, Tensor> balance_(
     return {gram, tensors.weights, tensors.next};
   }
   check_group(group, out.size(), num_groups);
-  std::vector<TensorRef> refs = references("out", out, group);
-  for (size_t t = 0; t < out.size(); ++t) refs[t].out = out[t].mutable_data_ptr();
-  const Tensor gram = torch::stable::new_empty(out[0], {num_groups, 1, 1}, ScalarType::Double);
-  const Tensor partial = doubles(out[0], count_chunks(refs));
+  const std::vector<TensorRef> refs = references_in_place(checked_arrays(out, first), group);
+  const Tensor gram = torch::stable::new_empty(first, {num_groups, 1, 1}, ScalarType::Double);
+  const Tensor partial = doubles(first, count_chunks(refs));
   STD_CUDA_CHECK(launch_balance_(refs, r, partial.mutable_data_ptr<double>(), gram.mutable_data_ptr<double>(),
                                  tensors.out(), device, stream));
   return {gram, tensors.weights, tensors.next};

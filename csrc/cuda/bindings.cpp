@@ -19,25 +19,27 @@
 namespace modgrad {
 namespace {
 
-Tensor group_sq_norms(const std::vector<Tensor>& tensors, const std::vector<int64_t>& group,
-                      int64_t num_groups) {
+Tensor group_sq_norms(const HandleList& handles, const std::vector<int64_t>& group, int64_t num_groups) {
+  const Handles tensors("tensors", handles);
   check_group(group, tensors.size(), num_groups);
-  const std::vector<TensorRef> refs = references("tensors", tensors, group);
-  const int32_t device = tensors[0].get_device_index();
+  const Tensor first = first_of(tensors);
+  const std::vector<TensorRef> refs = references(checked_arrays(tensors, first), group);
+  const int32_t device = first.get_device_index();
   const DeviceGuard guard(device);
-  const Tensor sums = doubles(tensors[0], num_groups), partial = doubles(tensors[0], count_chunks(refs));
+  const Tensor sums = doubles(first, num_groups), partial = doubles(first, count_chunks(refs));
   STD_CUDA_CHECK(launch_group_sq_norms(refs, num_groups, partial.mutable_data_ptr<double>(),
                                        sums.mutable_data_ptr<double>(), current_stream(device)));
   return sums;
 }
 
-void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& group, const Tensor& weights,
+void modulate_(const HandleList& handles, const std::vector<int64_t>& group, const Tensor& weights,
                const std::optional<Tensor>& noise, const std::optional<Tensor>& seed) {
+  const Handles grads("grads", handles);
   const int64_t num_groups = weights.numel();
   check_group(group, grads.size(), num_groups);
-  std::vector<TensorRef> refs = references("grads", grads, group);
-  for (size_t t = 0; t < grads.size(); ++t) refs[t].out = grads[t].mutable_data_ptr();
-  const int32_t device = grads[0].get_device_index();
+  const Tensor first = first_of(grads);
+  const std::vector<TensorRef> refs = references_in_place(checked_arrays(grads, first), group);
+  const int32_t device = first.get_device_index();
   check_vector("weights", weights, ScalarType::Float, num_groups);
   check_device("weights", weights, device);
   const float* w = weights.const_data_ptr<float>();
@@ -54,8 +56,8 @@ void modulate_(const std::vector<Tensor>& grads, const std::vector<int64_t>& gro
   check_vector("seed", *seed, ScalarType::Long, 1);
   check_device("seed", *seed, device);
   static_assert(sizeof(Spread) == 2 * sizeof(double), "a Spread is two elements of the scratch tensor");
-  const Tensor partial = doubles(grads[0], 2 * count_chunks(refs));
-  const Tensor deviation = doubles(grads[0], static_cast<int64_t>(grads.size()));
+  const Tensor partial = doubles(first, 2 * count_chunks(refs));
+  const Tensor deviation = doubles(first, static_cast<int64_t>(grads.size()));
   STD_CUDA_CHECK(launch_modulate_(refs, w, noise->const_data_ptr<float>(), seed->const_data_ptr<int64_t>(),
                                   static_cast<Spread*>(partial.mutable_data_ptr()),
                                   deviation.mutable_data_ptr<double>(), stream));
@@ -156,50 +158,59 @@ std::vector<Tensor> scale_backward(const std::vector<Tensor>& grads, const Tenso
 
 }  // namespace
 
-Tensor group_gram(const std::vector<Tensor>& grads, const std::vector<int64_t>& tensor,
-                  const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
-                  int64_t num_losses) {
-  checked_sizes("grads", grads);
+Tensor group_gram(const Handles& grads, const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
+                  const std::vector<int64_t>& group, int64_t num_groups, int64_t num_losses) {
+  const Tensor first = first_of(grads);
+  const std::vector<Array> arrays = checked_arrays(grads, first);
   const ByParameter by = checked_by_parameter(grads, tensor, loss, group, num_groups, num_losses);
-  const std::vector<Tile> tiles = make_tiles(loss_references(grads, by, tensor, loss, group));
-  const int32_t device = grads[0].get_device_index();
+  const std::vector<Tile> tiles = make_tiles(loss_references(arrays, by, tensor, loss, group));
+  const int32_t device = first.get_device_index();
   const DeviceGuard guard(device);
-  const Tensor gram =
-      torch::stable::new_empty(grads[0], {num_groups, num_losses, num_losses}, ScalarType::Double);
-  const Tensor partial = doubles(grads[0], kSlots * count_chunks(tiles));
+  const Tensor gram = torch::stable::new_empty(first, {num_groups, num_losses, num_losses}, ScalarType::Double);
+  const Tensor partial = doubles(first, kSlots * count_chunks(tiles));
   STD_CUDA_CHECK(launch_group_gram(tiles, num_groups, num_losses, partial.mutable_data_ptr<double>(),
                                    gram.mutable_data_ptr<double>(), current_stream(device)));
   return gram;
 }
 
-void combine_(const std::vector<Tensor>& out, const std::vector<Tensor>& grads,
-              const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
-              const std::vector<int64_t>& group, const Tensor& weights) {
+void combine_(const Handles& out, const Handles& grads, const std::vector<int64_t>& tensor,
+              const std::vector<int64_t>& loss, const std::vector<int64_t>& group, const Tensor& weights) {
   STD_TORCH_CHECK(weights.dim() == 2, "`weights` has ", weights.dim(), " dimensions, allowed: 2");
   const int64_t num_losses = weights.size(1);
-  checked_sizes("grads", grads);
-  checked_sizes("out", out);
+  const Tensor first = first_of(out);
+  const int32_t device = first.get_device_index();
+  check_device("weights", weights, device);
+  const std::vector<Array> targets = checked_arrays(out, first), sources = checked_arrays(grads, first);
   const ByParameter by = checked_by_parameter(grads, tensor, loss, group, weights.size(0), num_losses);
   check_combination(out, grads, group, weights, by);
-  const LossRefs refs = loss_references(grads, by, tensor, loss, group);
-  std::vector<TensorRef> targets = references("out", out, group);
-  const int32_t device = out[0].get_device_index();
-  check_device("grads", grads[0], device);
-  check_device("weights", weights, device);
+  const LossRefs losses = loss_references(sources, by, tensor, loss, group);
+  std::vector<TensorRef> refs = references_in_place(targets, group);
   const DeviceGuard guard(device);
   std::vector<Tensor> wide;  // kept until everything is launched; its memory goes back in stream order
-  for (size_t p = 0; p < out.size(); ++p) {
-    targets[p].in = nullptr;
-    targets[p].out = out[p].mutable_data_ptr();
+  for (size_t p = 0; p < refs.size(); ++p) {
+    refs[p].in = nullptr;
     if (by.first[p + 1] - by.first[p] <= kMostGrads) continue;
-    const ScalarType type = targets[p].dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
-    wide.push_back(torch::stable::new_empty(out[p], {targets[p].numel}, type));
-    targets[p].in = wide.back().mutable_data_ptr();
+    const ScalarType type = refs[p].dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+    wide.push_back(torch::stable::new_empty(first, {refs[p].numel}, type));
+    refs[p].in = wide.back().mutable_data_ptr();
   }
-  STD_CUDA_CHECK(launch_combine_(targets, refs, weights.const_data_ptr<float>(), num_losses,
-                                 current_stream(device)));
+  STD_CUDA_CHECK(launch_combine_(refs, losses, weights.const_data_ptr<float>(), num_losses, current_stream(device)));
 }
 
+namespace {
+
+Tensor gram_of_tensors(const HandleList& handles, const std::vector<int64_t>& tensor,
+                       const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
+                       int64_t num_losses) {
+  return group_gram(Handles("grads", handles), tensor, loss, group, num_groups, num_losses);
+}
+
+void combine_tensors(const HandleList& out, const HandleList& grads, const std::vector<int64_t>& tensor,
+                     const std::vector<int64_t>& loss, const std::vector<int64_t>& group, const Tensor& weights) {
+  combine_(Handles("out", out), Handles("grads", grads), tensor, loss, group, weights);
+}
+
+}  // namespace
 }  // namespace modgrad
 
 STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {
@@ -207,8 +218,8 @@ STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {
   m.impl("modulate_", TORCH_BOX(&modgrad::modulate_));
   m.impl("modality_scores", TORCH_BOX(&modgrad::modality_scores));
   m.impl("scale_backward", TORCH_BOX(&modgrad::scale_backward));
-  m.impl("group_gram", TORCH_BOX(&modgrad::group_gram));
-  m.impl("combine_", TORCH_BOX(&modgrad::combine_));
+  m.impl("group_gram", TORCH_BOX(&modgrad::gram_of_tensors));
+  m.impl("combine_", TORCH_BOX(&modgrad::combine_tensors));
   m.impl("modality_cross_entropy", TORCH_BOX(&modgrad::modality_cross_entropy));
   m.impl("modality_cross_entropy_backward", TORCH_BOX(&modgrad::modality_cross_entropy_backward));
 }

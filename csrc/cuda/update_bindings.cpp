@@ -7,9 +7,6 @@
 namespace modgrad {
 namespace {
 
-// One thread looks at all tensors: others may be loading data.
-constexpr int64_t kInOneThread = int64_t{1} << 40;
-
 using Stream = std::optional<std::vector<int64_t>>;
 
 std::vector<UpdateRef> references(const std::vector<Update>& updates, const Stream& stream) {

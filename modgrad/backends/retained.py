@@ -13,14 +13,17 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from modgrad.backends.protocol import SCHEMAS
 
+# Which arguments of an update are lists that it writes; gradients are others in every step.
+_RETAINED = {"modulated_sgd_": (0, 2), "modulated_adam_": (0, 2, 3, 4, 5)}
+
+RETAINED_SCHEMAS = {
+    f"{op}retained_": re.sub(r"Tensor\(\w!\)\[\]", "Tensor", SCHEMAS[op]) for op in _RETAINED
+}
 _LIBRARY = torch.library.Library("modgrad_native", "FRAGMENT")
 _LIBRARY.define("retain(Tensor[] tensors) -> Tensor")
 _LIBRARY.define("release(Tensor(a!) retained) -> ()")
-# Which arguments of an update are lists that it writes; gradients are others in every step.
-_RETAINED = {"modulated_sgd_": (0, 2), "modulated_adam_": (0, 2, 3, 4, 5)}
-for _op in _RETAINED:
-    _LIBRARY.define(f"{_op}retained_" + re.sub(r"Tensor\(\w!\)\[\]", "Tensor", SCHEMAS[_op]))
-
+for _op, _schema in RETAINED_SCHEMAS.items():
+    _LIBRARY.define(_op + _schema)
 _NONE = torch.empty(0, dtype=torch.int64)
 
 

@@ -52,7 +52,6 @@ REPLACEMENTS = [
     # tests choose how many blocks are resident
     ("cooperative.cuh", r"if \(!is_new\) return found->second;", ""),
     ("arguments.h", r"is_cuda\(\)", "is_cpu()"),
-    ("update_bindings.cpp", "device_type_cuda", "device_type_cpu"),
     ("*bindings.cpp", r"const DeviceGuard guard\(device\);", ""),
     ("*bindings.cpp", r"\(modgrad_native, CUDA, m\)", "(modgrad_emulated, CPU, m)"),
 ]

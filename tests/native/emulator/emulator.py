@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from modgrad.backends.protocol import SCHEMAS
+from modgrad.backends.retained import RETAINED_SCHEMAS
 
 
 class Emulator:
@@ -15,7 +16,7 @@ class Emulator:
 
     def __init__(self, library: Path) -> None:
         self.definitions = torch.library.Library("modgrad_emulated", "DEF")
-        for op, schema in SCHEMAS.items():
+        for op, schema in (SCHEMAS | RETAINED_SCHEMAS).items():
             self.definitions.define(op + schema)
         torch.ops.load_library(library)
         self.ops = torch.ops.modgrad_emulated
