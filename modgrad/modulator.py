@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,18 +10,18 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from modgrad import ops, several_losses
+from modgrad import several_losses
 from modgrad.autograd import scale_backward
 from modgrad.backends import select
-from modgrad.balance import balance_
 from modgrad.balancers.base import MEASURED, OBSERVED, Balancer, Statistics
 from modgrad.decider import Decider
-from modgrad.distributed import is_sharded, local
+from modgrad.distributed import is_sharded
 from modgrad.held import HeldParameters
 from modgrad.memory import Memory
-from modgrad.meter import Foreseen, Meter, unscaled
+from modgrad.meter import Foreseen, Meter
 from modgrad.modalities import Modalities
 from modgrad.observation import Observation, Observed, in_order
+from modgrad.one_loss import OneLoss
 from modgrad.records import Decision, LastStep, Pending
 from modgrad.seen import Seen
 
@@ -100,6 +99,7 @@ class Modulator:
         self._memory = Memory(modalities.names, state, seed, device)
         size = len(modalities), len(self.losses)
         self._decide = Decider(balancer, self._memory, *size, self._takes_losses, backend)
+        self._one_loss = OneLoss(self._parameters, self._meter, self._decide)
         self._weights = torch.ones(len(modalities), device=device)
 
     @property
@@ -233,28 +233,11 @@ class Modulator:
         if self._folded:
             return
         grads = [p.grad for p in self.held]
-        pending = self.decide(grads, ahead=self._one_op_does(grads))
-        if pending is None:
-            return
-        measured = {}
-        if not pending.applied:
-            _, own, group = self._parameters.present(grads)
-            noise, weights = pending.decision.modulation.noise, pending.decision.weights[:, 0]
-            if pending.rule is not None:
-                M = len(weights)
-                found = balance_(local(own), group, M, pending.rule, backend=self.backend)
-                weights.copy_(found.weights[:, 0])
-                measured["grad_sq_norms"] = found.gram[:, 0, 0]
-            else:
-                ops.modulate_(local(own), group, weights, noise, pending.seed, backend=self.backend)
-        self.commit(pending, measured)
-
-    def _one_op_does(self, grads: Sequence[Tensor | None]) -> bool:
-        """Whether gradients can be measured, weighed by a rule and scaled at once."""
-        if self._meter.names != {"grad_sq_norms"} or self._decide.by_norms is None:
-            return False
-        unscaled = getattr(self._optimizer, "grad_scale", None) is None
-        return unscaled and not any(map(is_sharded, self._parameters.present(grads)[1]))
+        at_once = self._one_loss.takes_one_op(grads, self._grad_scale)
+        pending = self.decide(grads, ahead=at_once)
+        if pending is not None:
+            measured = {} if pending.applied else self._one_loss.scale_(grads, pending)
+            self.commit(pending, measured)
 
     @torch.no_grad()
     def decide(self, grads: Sequence[Tensor | None], *, ahead: bool = False) -> Pending | None:
@@ -283,31 +266,15 @@ class Modulator:
             )
         if self._decided is not None:
             return Pending(self._decided, applied=True)
-        return self._measured(grads, ahead, foreseen)
+        scale = self._grad_scale
+        return self._one_loss.decide(
+            self._known(), grads, ahead=ahead, grad_scale=scale, foreseen=foreseen
+        )
 
-    def _measured(
-        self, grads: Sequence[Tensor | None], ahead: bool, foreseen: Foreseen | None
-    ) -> Pending:
-        """A decision from the gradients of the one loss."""
-        known, late = self._known(), self._meter.names - OBSERVED
-        # set by GradScaler on fused optimizers
-        scale = getattr(self._optimizer, "grad_scale", None)
-        if "grad_sq_norms" in late and foreseen is not None and foreseen.holds(grads):
-            known = replace(known, grad_sq_norms=unscaled(foreseen.sq_norms, scale))
-            late -= {"grad_sq_norms"}
-        pending = self._decide.ahead(known, late) if late and ahead else None
-        if late and pending is None:
-            parameters, own, group = self._parameters.present(grads)
-            if any(map(is_sharded, own)):
-                raise NotImplementedError(f"{sorted(late)} of sharded gradients (DTensor)")
-            known = self._meter.of_gradients(known, parameters, own, group, scale)
-        if pending is None:
-            pending = Pending(self._decide(known))
-        if pending.decision.modulation.noise is None:
-            return pending
-        if any(map(is_sharded, self._parameters.present(grads)[1])):
-            raise NotImplementedError("GE noise on sharded gradients (DTensor)")
-        return pending._replace(seed=self._memory.seed_of_step())
+    @property
+    def _grad_scale(self) -> Tensor | None:
+        """By which gradients are too large: set by GradScaler on fused optimizers."""
+        return getattr(self._optimizer, "grad_scale", None)
 
     def foresee(self, grads: Sequence[Tensor | None], sq_norms: Tensor) -> None:
         """Spare the next step a reading: the squared norms of its gradients, as they are now.

@@ -110,8 +110,18 @@ ALLOWED = {
         "modgrad.ops",
         "modgrad.records",
     },
-    "modgrad.modulator": {
+    "modgrad.one_loss": {
         "modgrad.balance",
+        "modgrad.balancers",
+        "modgrad.decider",
+        "modgrad.distributed",
+        "modgrad.held",
+        "modgrad.meter",
+        "modgrad.ops",
+        "modgrad.records",
+    },
+    "modgrad.modulator": {
+        "modgrad.one_loss",
         "modgrad.decider",
         "modgrad.held",
         "modgrad.memory",
@@ -125,7 +135,6 @@ ALLOWED = {
         "modgrad.distributed",
         "modgrad.modalities",
         "modgrad.observation",
-        "modgrad.ops",
     },
     "modgrad.update_parts": {
         "modgrad.backends.retained",
