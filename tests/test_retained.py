@@ -208,6 +208,33 @@ def test_tensors_that_are_more_than_memory_go_through_torch(device):
         assert RetainedList([torch.ones(2)]).handles is None
 
 
+def hook(p, optimizer):
+    p.register_hook(lambda grad: (optimizer, None)[1])
+
+
+def attribute(p, optimizer):
+    p.owner = optimizer
+
+
+def flag(p, optimizer):
+    p.is_embedding = True
+
+
+@pytest.mark.parametrize(("tie", "is_retained"), [(hook, False), (attribute, False), (flag, True)])
+def test_no_cycle_passes_through_a_list(tie, is_retained):
+    """From a parameter to its optimizer and back, where the collector would not see it."""
+    sides = pair(AdamW)
+    for model, optimizer in sides:
+        tie(model.head.weight, optimizer)
+    with Ops() as ops:
+        train(sides, 2)
+    assert ("modgrad_native::modulated_adam_retained_" in ops.names) == is_retained
+    seen = [weakref.ref(model.head.weight) for model, _ in sides]
+    del sides, model, optimizer
+    gc.collect()
+    assert [x() for x in seen] == [None, None]
+
+
 def test_release_under_a_mode_is_not_seen_by_it(device):
     kept = RetainedList([torch.ones(2, device=device)])
     handles = kept.handles

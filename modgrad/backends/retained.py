@@ -1,5 +1,6 @@
 """Lists of tensors that outlive a call: the native updates take each as one argument."""
 
+import gc
 import re
 import weakref
 from collections.abc import Iterable
@@ -41,6 +42,22 @@ def _release(handles: Tensor) -> None:
         torch.ops.modgrad_native.release(handles)
 
 
+def _is_plain(t: Tensor) -> bool:
+    """Whether nothing but memory stands behind the tensor.
+
+    Others need torch on their way; and Python's collector does not see the reference that is
+    retained, so that no cycle may pass through it: by hooks, attributes, or a graph.
+    """
+    is_memory = (
+        type(t).__torch_dispatch__ == Tensor.__torch_dispatch__
+        and t.layout == torch.strided
+        and not t.is_neg()
+    )
+    hooks = t._backward_hooks, t._post_accumulate_grad_hooks
+    is_leaf = t.grad_fn is None and not any(hooks)
+    return is_memory and is_leaf and not any(map(gc.is_tracked, t.__dict__.values()))
+
+
 class RetainedList(tuple[Tensor, ...]):
     """A list of tensors that is handed to the fused updates again and again.
 
@@ -58,12 +75,7 @@ class RetainedList(tuple[Tensor, ...]):
 
     @cached_property
     def _is_plain(self) -> bool:
-        """Whether nothing but memory stands behind the tensors: others go through torch."""
-        own = Tensor.__torch_dispatch__
-        return all(
-            type(t).__torch_dispatch__ == own and t.layout == torch.strided and not t.is_neg()
-            for t in self
-        )
+        return all(map(_is_plain, self))
 
     @property
     def handles(self) -> Tensor | None:
