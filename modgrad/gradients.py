@@ -32,16 +32,44 @@ def of_sum(
     return list(torch.autograd.grad(total, parameters, allow_unused=True))
 
 
+@torch.no_grad()
+def owned(grads: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Gradients:
+    """Copies, each in memory of its own that is laid out like its parameter.
+
+    Autograd may return one tensor for two parameters (of a sum), one with strides of 0 (of a
+    parameter's sum), or one that somebody else holds: not to be changed in place, nor to be kept.
+    """
+    return [
+        None if grad is None else torch.empty_like(parameter).copy_(grad)
+        for parameter, grad in zip(parameters, grads, strict=True)
+    ]
+
+
 def accumulate(parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-    """Add to ``.grad``, as ``backward`` does."""
+    """Add to ``.grad``, as ``backward`` does; the gradients become it where there is none."""
     for parameter, grad in zip(parameters, grads, strict=True):
         if grad is not None:
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
 
+def _are_several(group: dist.ProcessGroup | None) -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def mean_over_ranks(
+    grads: Gradients, parameters: Sequence[Tensor], group: dist.ProcessGroup | None
+) -> Gradients:
+    """The averages of what autograd returned; on one rank, that itself."""
+    if not _are_several(group):
+        return grads
+    averaged = owned(grads, parameters)
+    mean_over_ranks_(averaged, group)
+    return averaged
+
+
 def mean_over_ranks_(grads: Sequence[Tensor | None], group: dist.ProcessGroup | None) -> None:
     """Average gradients in place: autograd.grad goes past the reduction of DDP."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if not _are_several(group):
         return
     present = [grad for grad in grads if grad is not None]
     works = [dist.all_reduce(grad, group=group, async_op=True) for grad in present]

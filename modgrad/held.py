@@ -59,8 +59,6 @@ class HeldParameters:
     def trainable(self) -> tuple[Assignment, list[nn.Parameter]]:
         """The parameters of modalities, and the shared ones, that require a gradient."""
         pairs = [pair for pair in zip(*self.own, strict=True) if pair[0].requires_grad]
-        if not pairs:
-            raise ValueError("no parameter of any modality requires a gradient")
         own = set(map(id, self.own.parameters))
         shared = [p for p in self._all if p.requires_grad and id(p) not in own]
         return Assignment([p for p, _ in pairs], [g for _, g in pairs]), shared

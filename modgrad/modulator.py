@@ -112,7 +112,7 @@ class Modulator:
         self._enabled = value
         if not value:  # no weight of an earlier step lives on at the boundary
             self._weights.fill_(1.0)
-            self._forget()
+            self.forget()
 
     @property
     def held(self) -> list[nn.Parameter]:
@@ -216,7 +216,7 @@ class Modulator:
             raise NotImplementedError(
                 "backward of several losses with sharded parameters (DTensor)"
             )
-        self._follow(own.parameters[0].device)
+        self._follow(self._parameters.own.parameters[0].device)
         self._decided = several_losses.backward(
             values, own, shared, self._known(), self._meter, self._decide, self.process_group
         )
@@ -251,7 +251,10 @@ class Modulator:
                 its way; with ``Pending.rule``, one update of all gradients.
         """
         foreseen, self._foreseen = self._foreseen, None  # it holds on to the gradients
-        if not self.enabled or not self._parameters.has_gradient(grads):
+        if not self.enabled:
+            return None
+        if not self._parameters.has_gradient(grads):  # frozen, or absent: a step of its own still
+            self.forget()
             return None
         self._follow(self._parameters.own.parameters[0].device)
         is_unprepared = self._decided is None and (self._takes_losses or self._seen.is_missing)
@@ -291,8 +294,8 @@ class Modulator:
         means = self._seen.means(self.process_group, batch)
         return Statistics(self._memory.step, self._memory.epoch, **means)
 
-    def _forget(self) -> None:
-        """What belongs to one step."""
+    def forget(self) -> None:
+        """Drop what was observed and decided since the last step: of a batch that is skipped."""
         self._seen.replace(None)
         self._decided = None
 
@@ -311,7 +314,7 @@ class Modulator:
         # before the state, of which the weights may be a part, is refilled
         self.last = decision.as_last(self.modalities.names, self._takes_losses)
         self._memory.advance(decision.state, getattr(self._optimizer, "found_inf", None))
-        self._forget()
+        self.forget()
         self._boundary_used = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -321,7 +324,7 @@ class Modulator:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up a state of the same modalities and balancer; an error changes nothing."""
         self._memory.load_state_dict(state_dict)
-        self._forget()
+        self.forget()
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raise ValueError where ``load_state_dict`` could not take this state."""

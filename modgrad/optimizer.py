@@ -190,7 +190,7 @@ class ModulatedOptimizer(Optimizer):
         Not with dampening: on the host nobody knows then whether momentum has started.
         """
         groups = self.param_groups
-        dampened = any(g.get("momentum", 0) != 0 and g["dampening"] != 0 for g in groups)
+        dampened = any(g.get("momentum", 0) != 0 and g.get("dampening", 0) != 0 for g in groups)
         return self.fused and not dampened
 
     def observe(self, **observation: Unpack[Observation]) -> None:

@@ -38,10 +38,11 @@ def backward(
     meter: Meter,
     decide: Decider,
     process_group: ProcessGroup | None,
-) -> Decision:
+) -> Decision | None:
     """Measure, decide, and add the weighted gradients to ``.grad``.
 
-    Weights of whole losses that are known without gradients cost one ordinary backward.
+    Weights of whole losses that are known without gradients cost one ordinary backward. None where
+    all encoders are frozen and nothing weighs the losses of the rest: an ordinary backward too.
     """
     values = torch.stack([loss.detach().float() for loss in losses])
     known = replace(known, losses=mean_over_ranks(values, 1, process_group))
@@ -53,9 +54,13 @@ def backward(
             backward_of_sum(total, [*own.parameters, *shared], process_group)
             return decision
     parameters, group = own
-    grads = gradients.per_loss(losses, parameters)
-    for each in grads:
-        gradients.mean_over_ranks_(each, process_group)
+    if not parameters:
+        backward_of_sum(torch.stack(list(losses)).sum(), shared, process_group)
+        return None
+    grads = [
+        gradients.mean_over_ranks(each, parameters, process_group)
+        for each in gradients.per_loss(losses, parameters)
+    ]
     combined = [torch.empty_like(p, requires_grad=False) for p in parameters]
     one_op = meter.names <= _OF_ONE_OP
     found = decide.balance(known, grads, group, combined) if one_op else None
@@ -63,7 +68,7 @@ def backward(
         found = decide(meter.of_losses(known, parameters, grads, group))
         _combine(found, grads, group, combined, meter.backend)
     whole = found.modulation.weights if found.modulation.weights.dim() == 1 else None
-    of_shared = gradients.of_sum(losses, whole, shared)
+    of_shared = gradients.owned(gradients.of_sum(losses, whole, shared), shared)
     gradients.mean_over_ranks_(of_shared, process_group)
     gradients.accumulate([*parameters, *shared], [*combined, *of_shared])
     return found

@@ -1,5 +1,6 @@
 """modgrad.GradScaler does what torch's does, with one read of the gradients."""
 
+import copy
 import math
 import weakref
 
@@ -184,3 +185,19 @@ def test_nothing_is_read_on_the_host_before_the_update():
     with Ops() as ops:
         scaler.step(optimizer)
     assert ops.reads == 0
+
+
+def test_momentum_without_dampening():
+    """RMSprop's groups have the one and not the other."""
+    model = networks.LateFusion()
+    twin = copy.deepcopy(model)
+    optimizer, plain = (
+        wrap(net, lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9)) for net in (model, twin)
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    batch = networks.batch(TWO)
+    backward(model, optimizer, *batch, scaler.scale)
+    backward(twin, plain, *batch)
+    scaler.step(optimizer)
+    plain.step()
+    assert_same(values(model, optimizer), values(twin, plain))

@@ -244,3 +244,77 @@ def test_misuse_is_an_error_before_anything_changes():
     with pytest.raises(NotImplementedError, match="GE noise with several losses"):
         optimizer.backward(losses_of(model, *networks.batch(TWO)))
     assert all(p.grad is None for p in model.parameters())
+
+
+class Tables(torch.nn.Module):
+    """Encoders and a head with sums of parameters: autograd gives terms of a sum one gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoders = torch.nn.ModuleDict({m: torch.nn.Linear(4, 3) for m in TWO})
+        for encoder in self.encoders.values():
+            encoder.extra = torch.nn.Parameter(torch.randn(3))
+        self.position, self.kind = (torch.nn.Parameter(torch.randn(2, 3)) for _ in range(2))
+        self.level = torch.nn.Parameter(torch.randn(2, 3))
+
+    def losses(self, x):
+        features = [e(x) + e.extra for e in self.encoders.values()]
+        fused = torch.stack(features, 1) + (self.position + self.kind) + self.level.sum()
+        own = dict(zip(TWO, (f.square().mean() for f in features), strict=True))
+        return {"joint": fused.tanh().square().mean(), **own}
+
+
+METHODS = {
+    "matrix": Given(((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)), frozenset({"gram"})),
+    "matrix known before": Given(((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))),
+    "whole losses": Given((1.0, 1.0, 1.0)),
+}
+
+
+def with_tables(method):
+    model = Tables()
+    optimizer = ModulatedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        Modalities(model, **{m: f"encoders.{m}" for m in TWO}),
+        METHODS[method],
+        losses=names(TWO),
+    )
+    return model, optimizer
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_has_a_gradient_of_its_own(method):
+    model, optimizer = with_tables(method)
+    twin = copy.deepcopy(model)
+    for _ in range(2):
+        x = torch.randn(5, 4)
+        optimizer.backward(model.losses(x))
+        sum(twin.losses(x).values()).backward()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        # float32 sums of 3 losses and 2 batches in another order
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-6)
+        assert p.grad.stride() == p.stride()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_frozen_encoders_leave_an_ordinary_backward(method):
+    model, optimizer = with_tables(method)
+    twin = copy.deepcopy(model)
+    for net in (model, twin):
+        net.encoders.requires_grad_(False)
+    x = torch.randn(5, 4)
+
+    def losses(net):
+        return {name: value + 0 * net.level.sum() for name, value in net.losses(x).items()}
+
+    optimizer.backward(losses(model))
+    sum(losses(twin).values()).backward()
+    optimizer.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-6)
+    model.encoders.requires_grad_(True)
+    optimizer.zero_grad()
+    sum(losses(model).values()).backward()
+    with pytest.raises(RuntimeError, match=r"call backward\("):
+        optimizer.step()

@@ -23,6 +23,7 @@ from modgrad import (
     Modalities,
     ModulatedOptimizer,
     attach,
+    gradients,
     late_fusion_logits,
     modality_scores,
 )
@@ -171,6 +172,23 @@ def test_replicas_stay_equal_with_several_losses(tmp_path, form):
         assert torch.equal(p, q)
     for name, value in a["measured"].items():
         assert value is None or torch.equal(value, b["measured"][name])
+
+
+def average_shared_memory(rank, folder):
+    join(rank, folder)
+    p, q, r = (torch.ones(3, requires_grad=True) for _ in range(3))
+    loss = ((rank + 1) * (p + q)).sum() + (rank + 1) * r.sum()
+    (grads,) = gradients.per_loss([loss], [p, q, r])
+    found = gradients.mean_over_ranks(grads, [p, q, r], None)
+    torch.save(found, f"{folder}/{rank}.pt")
+    leave()
+
+
+def test_gradients_in_one_memory_are_averaged_once(tmp_path):
+    run(average_shared_memory, tmp_path)
+    for rank in range(2):
+        for grad in torch.load(tmp_path / f"{rank}.pt"):
+            assert torch.equal(grad, torch.full((3,), 1.5))
 
 
 def estimate_blending(rank, folder):
