@@ -35,6 +35,8 @@ class FusedStep:
 
         # Hooks and the profiler's label come as with the optimizer's own step.
         self._hooked = Optimizer.profile_hook_step(step)
+        # one launch already: nothing that a compiler could fuse
+        self._run = torch.compiler.disable(self._decide_and_update)
 
     def why_not(self) -> str | None:
         """Why the optimizer must step itself, or None."""
@@ -49,6 +51,9 @@ class FusedStep:
 
     def __call__(self, closure: Callable[[], Any] | None = None) -> Any:
         """Decide, then update. A closure is run first; its value is returned."""
+        return self._run(closure)
+
+    def _decide_and_update(self, closure: Callable[[], Any] | None) -> Any:
         arguments = () if closure is None else (closure,)
         with self._modulator.folded():
             loss = self._hooked(self._optimizer, *arguments)

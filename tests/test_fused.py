@@ -548,3 +548,17 @@ def test_parameters_of_another_kind_are_looked_at_when_they_come():
         {"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))]}
     )
     assert not optimizer.fused
+
+
+@pytest.mark.parametrize("name", ["SGD momentum", "AdamW"])
+def test_a_compiled_step_is_the_fused_one(name):
+    (model, optimizer), _ = pair(INNER[name])
+    twin = copy.deepcopy(model)
+    eager = wrap(twin, INNER[name])
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    for _ in range(3):
+        batch = networks.batch(TWO)
+        for net, each, run in ((model, optimizer, step), (twin, eager, eager.step)):
+            backward(net, each, *batch)
+            run()
+    assert_same(values(model, optimizer), values(twin, eager))
