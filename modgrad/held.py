@@ -23,6 +23,8 @@ class HeldParameters:
         """Those of modalities, and whose each is, as last looked up."""
         self._places: list[int] = []  # of them among all
         self._owners: list[int] = []
+        self._places_of: dict[int, list[int]] = {}  # by modality
+        self._absent: set[int] = set()  # modalities without a gradient in the last step
         self.refresh()
 
     def refresh(self) -> list[nn.Parameter]:
@@ -34,6 +36,9 @@ class HeldParameters:
             self._places = [place[id(p)] for p in self.own.parameters]
             modality = dict(zip(self._places, self.own.group, strict=True))
             self._owners = [modality.get(i, -1) for i in range(len(held))]
+            self._places_of = {}
+            for i, m in modality.items():
+                self._places_of.setdefault(m, []).append(i)
             self._all = held
             if not self.own.parameters:
                 raise ValueError("the optimizer holds no parameter of any modality")
@@ -45,8 +50,18 @@ class HeldParameters:
         return self._owners
 
     def has_gradient(self, grads: Sequence[Tensor | None]) -> bool:
-        """Whether any parameter of a modality has one; ``grads`` are those of all parameters."""
-        return any(grads[i] is not None for i in self._places)
+        """Whether any parameter of a modality has one; ``grads`` are those of all parameters.
+
+        Raises:
+            ValueError: a modality has none, as the model has other parameters for it by now.
+        """
+        absent = {
+            m for m, places in self._places_of.items() if all(grads[i] is None for i in places)
+        }
+        if absent - self._absent:  # since this step: to look by name takes longer than a step
+            self._modalities.assign(self._all)
+        self._absent = absent
+        return len(absent) < len(self._places_of)
 
     def present(
         self, grads: Sequence[Tensor | None]

@@ -372,36 +372,3 @@ def test_grad_scale_and_found_inf_of_a_fused_optimizer(fused):
         torch.testing.assert_close(found, norm)
     assert optimizer.modulator.state_dict()["step"] == 0  # the step was skipped
     assert torch.equal(before, model.head.weight)
-
-
-def test_a_batch_that_is_skipped_can_be_forgotten():
-    model, optimizer = setup(TWO, OGM(0.3))
-    batches = [networks.batch(TWO) for _ in range(2)]
-    seen = []
-    for skipped in (True, False):
-        for inputs, targets in batches[skipped is False :]:
-            features, output = model(inputs)
-            optimizer.observe(features=features, head=model.head, targets=targets)
-            if skipped:
-                optimizer.modulator.forget()
-                skipped = False
-        F.cross_entropy(output, targets).backward()
-        optimizer.modulator.modulate()
-        seen.append(optimizer.modulator.last.scores)
-    assert torch.equal(*seen)
-
-
-def test_what_was_observed_in_a_step_of_frozen_encoders_is_gone_after_it():
-    model, optimizer = setup(TWO, OGM(0.3))
-    scores = []
-    for frozen in (True, False):
-        model.encoders.requires_grad_(not frozen)
-        inputs, targets = networks.batch(TWO)
-        features, output = model(inputs)
-        logits = modgrad.late_fusion_logits(features, model.head)
-        scores.append(modgrad.modality_scores(list(logits.values()), targets))
-        optimizer.observe(features=features, head=model.head, targets=targets)
-        F.cross_entropy(output, targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert torch.equal(optimizer.modulator.last.scores, scores[1])
