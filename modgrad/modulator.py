@@ -92,7 +92,7 @@ class Modulator:
         self._folded = False
         self.last: LastStep | None = None
         self._decided: Decision | None = None  # before step, by observe or backward
-        self._boundary_used = False
+        self._boundary_used = self._boundary_passed = False
         self._foreseen: Foreseen | None = None
 
         state = balancer.init(modalities.names, len(self.losses), device)
@@ -166,6 +166,8 @@ class Modulator:
         """
         if not self.enabled or not self._seen.names:
             return
+        if self._boundary_passed:
+            raise RuntimeError("at='boundary', but `observe` comes after backward: too late")
         self._follow(self._parameters.own.parameters[0].device)
         batch = self._seen.measure(observation, self._weights.device)
         if self.at == "boundary":
@@ -187,7 +189,15 @@ class Modulator:
     def scale_backward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The features unchanged; their gradients will be scaled by this step's weights."""
         ordered = in_order("features", features, self.modalities.names)
-        return scale_backward(ordered, self.weights, backend=self.backend)
+        scaled = scale_backward(ordered, self.weights, backend=self.backend)
+        self._boundary_passed = False
+        for x in scaled.values():
+            if x.requires_grad and not torch.compiler.is_compiling():
+                x.register_hook(self._note_backward)
+        return scaled
+
+    def _note_backward(self, grad: Tensor) -> None:
+        self._boundary_passed = True
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
         """Instead of ``loss.backward()``: balance several losses, and fill the gradients.
@@ -315,7 +325,7 @@ class Modulator:
         self.last = decision.as_last(self.modalities.names, self._takes_losses)
         self._memory.advance(decision.state, getattr(self._optimizer, "found_inf", None))
         self.forget()
-        self._boundary_used = False
+        self._boundary_used = self._boundary_passed = False
 
     def state_dict(self) -> dict[str, Any]:
         """Step, epoch, seed, and the balancer's state: plain containers and tensors."""

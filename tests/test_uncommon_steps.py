@@ -79,3 +79,25 @@ def test_a_modality_that_is_absent_is_looked_for_once(monkeypatch):
         sum(f.square().sum() for m, f in features.items() if m == "audio" or not absent).backward()
         optimizer.step()
     assert len(looked) == 2
+
+
+def test_to_observe_after_backward_is_too_late_at_the_boundary():
+    model, optimizer = setup(TWO, OGM(0.3), at="boundary")
+
+    def forward():
+        inputs, targets = networks.batch(TWO)
+        features = {m: encoder(inputs[m]) for m, encoder in model.encoders.items()}
+        features = optimizer.modulator.scale_backward(features)
+        output = model.head(torch.cat(list(features.values()), dim=1))
+        seen = {"features": features, "head": model.head, "targets": targets}
+        return F.cross_entropy(output, targets), seen
+
+    for _ in range(2):  # batches of one step
+        loss, seen = forward()
+        optimizer.observe(**seen)
+        loss.backward()
+    optimizer.step()
+    loss, seen = forward()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="`observe` comes after backward"):
+        optimizer.observe(**seen)
