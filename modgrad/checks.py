@@ -1,6 +1,6 @@
 """Argument checks of the public functions: the argument, what was found, what is allowed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,11 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def tensors(name: str, values: Sequence[Tensor]) -> torch.device:
-    """``values`` are strided floating-point tensors on one device, which is returned."""
+def tensors(name: str, values: Sequence[Tensor], keys: Sequence[object] = ()) -> torch.device:
+    """``values`` are strided floating-point tensors on one device, which is returned.
+
+    Errors name an entry by its number, or by its key where ``keys`` are given.
+    """
     if not values:
         raise ValueError(f"`{name}` is empty, allowed: at least one tensor")
     # Sets first: 0.1 us a tensor where the loop below, which finds the culprit, takes 0.4.
@@ -23,21 +26,34 @@ def tensors(name: str, values: Sequence[Tensor]) -> torch.device:
     ):
         return values[0].device
     device = getattr(values[0], "device", None)
-    for i, value in enumerate(values):
+    keys = keys or range(len(values))
+    for i, value in zip(keys, values, strict=True):
         if not isinstance(value, Tensor):
-            raise TypeError(f"`{name}[{i}]` is {type(value).__name__}, allowed: a tensor")
+            raise TypeError(f"`{name}[{i!r}]` is {type(value).__name__}, allowed: a tensor")
         if value.layout != torch.strided:
             raise ValueError(
-                f"`{name}[{i}]` has layout {value.layout}, allowed: torch.strided"
+                f"`{name}[{i!r}]` has layout {value.layout}, allowed: torch.strided"
                 " (sparse gradients come from nn.Embedding(sparse=True))"
             )
         if value.dtype not in FLOATS:
-            raise TypeError(f"`{name}[{i}]` has dtype {value.dtype}, allowed: {FLOATS}")
+            raise TypeError(f"`{name}[{i!r}]` has dtype {value.dtype}, allowed: {FLOATS}")
         if value.device != device:
             raise ValueError(
-                f"`{name}[{i}]` is on {value.device}, allowed: {device}, where `{name}[0]` is"
+                f"`{name}[{i!r}]` is on {value.device}, allowed: {device},"
+                f" where `{name}[{keys[0]!r}]` is"
             )
     raise AssertionError("unreachable: one of the tensors is at fault")
+
+
+def names(argument: str, values: Iterable[str]) -> tuple[str, ...]:
+    """``values`` are strings, and not the letters of one."""
+    if not isinstance(values, str) and isinstance(values, Iterable):
+        found = tuple(values)
+        if all(isinstance(name, str) for name in found):
+            return found
+        values = found
+    example = f", such as [{values!r}]" if isinstance(values, str) else ""
+    raise TypeError(f"`{argument}` is {values!r}, allowed: names in a list{example}")
 
 
 def group(values: Sequence[int], num_tensors: int, num_groups: int) -> None:
@@ -64,12 +80,21 @@ def vector(name: str, value: Tensor, size: int | None, device: torch.device) -> 
         raise ValueError(f"`{name}` is on {value.device}, allowed: {device}")
 
 
-def logits_and_targets(logits: Sequence[Tensor], targets: Tensor, name: str = "logits") -> None:
-    """M tensors [B, C], and B classes in [0, C); on a GPU the classes themselves are not read."""
-    device = tensors(name, logits)
-    _classes_of_samples(targets, device)
-    _rows(name, logits, len(targets))
-    _classes(targets, min(value.shape[1] for value in logits))
+def logits_and_targets(
+    logits: Sequence[Tensor],
+    targets: Tensor,
+    name: str = "logits",
+    keys: Sequence[object] = (),
+    otherwise: str = "",
+) -> None:
+    """M tensors [B, C], and B classes in [0, C); on a GPU the classes themselves are not read.
+
+    ``otherwise`` ends the errors of targets that are no such classes.
+    """
+    device = tensors(name, logits, keys)
+    _classes_of_samples(targets, device, otherwise)
+    _rows(name, logits, len(targets), keys)
+    _classes(targets, min(value.shape[1] for value in logits), otherwise=otherwise)
 
 
 def cross_entropy(
@@ -109,26 +134,29 @@ def cross_entropy(
     return device
 
 
-def _classes_of_samples(targets: Tensor, device: torch.device) -> None:
+def _classes_of_samples(targets: Tensor, device: torch.device, otherwise: str = "") -> None:
     if not isinstance(targets, Tensor):
         raise TypeError(f"`targets` is {type(targets).__name__}, allowed: a tensor")
     if targets.dtype not in INTEGERS:
-        raise TypeError(f"`targets` has dtype {targets.dtype}, allowed: {INTEGERS}")
+        raise TypeError(f"`targets` has dtype {targets.dtype}, allowed: {INTEGERS}{otherwise}")
     if targets.dim() != 1 or len(targets) == 0:
-        raise ValueError(f"`targets` has shape {list(targets.shape)}, allowed: [B], B >= 1")
+        found = f"`targets` has shape {list(targets.shape)}"
+        raise ValueError(f"{found}, allowed: [B], B >= 1{otherwise}")
     if targets.device != device:
         raise ValueError(f"`targets` is on {targets.device}, allowed: {device}")
 
 
-def _rows(name: str, values: Sequence[Tensor], num_rows: int) -> None:
-    for i, value in enumerate(values):
+def _rows(name: str, values: Sequence[Tensor], num_rows: int, keys: Sequence[object] = ()) -> None:
+    for i, value in zip(keys or range(len(values)), values, strict=True):
         if value.dim() != 2 or len(value) != num_rows or value.shape[1] < 1:
             raise ValueError(
-                f"`{name}[{i}]` has shape {list(value.shape)}, allowed: [{num_rows}, C], C >= 1"
+                f"`{name}[{i!r}]` has shape {list(value.shape)}, allowed: [{num_rows}, C], C >= 1"
             )
 
 
-def _classes(targets: Tensor, num_classes: int, ignored: int | None = None) -> None:
+def _classes(
+    targets: Tensor, num_classes: int, ignored: int | None = None, otherwise: str = ""
+) -> None:
     """Every target is in range. Checked on the CPU only: on a GPU it would need a host read."""
     if (
         targets.device.type != "cpu"
@@ -142,4 +170,5 @@ def _classes(targets: Tensor, num_classes: int, ignored: int | None = None) -> N
         bad &= values != ignored
     if bad.any():
         i = int(bad.argmax())
-        raise ValueError(f"`targets[{i}]` is {values[i]}, outside [0, {num_classes})")
+        found = f"`targets[{i}]` is {values[i]}"
+        raise ValueError(f"{found}, outside [0, {num_classes}){otherwise}")

@@ -10,17 +10,17 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from modgrad import several_losses
+from modgrad import checks, several_losses
 from modgrad.autograd import scale_backward
 from modgrad.backends import select
-from modgrad.balancers.base import MEASURED, OBSERVED, Balancer, Statistics
+from modgrad.balancers.base import MEASURED, OBSERVED, Balancer, Statistics, check_balancer
 from modgrad.decider import Decider
 from modgrad.distributed import is_sharded
 from modgrad.held import HeldParameters
 from modgrad.memory import Memory
 from modgrad.meter import Foreseen, Meter
 from modgrad.modalities import Modalities
-from modgrad.observation import Observation, Observed, in_order
+from modgrad.observation import Observation, Observed, check_keywords, in_order
 from modgrad.one_loss import OneLoss
 from modgrad.records import Decision, LastStep, Pending
 from modgrad.seen import Seen
@@ -63,8 +63,10 @@ class Modulator:
     ) -> None:
         if not isinstance(modalities, Modalities):
             raise TypeError(f"`modalities` is {type(modalities).__name__}, allowed: Modalities")
+        check_balancer(balancer)
+        losses, record = checks.names("losses", losses), checks.names("record", record)
         self.modalities, self.balancer, self.backend = modalities, balancer, backend
-        self._meter = Meter(frozenset(balancer.needs) | frozenset(record), len(modalities), backend)
+        self._meter = Meter(frozenset(balancer.needs) | set(record), len(modalities), backend)
         self.process_group = process_group
         if at not in ("parameters", "boundary"):
             raise ValueError(f"`at` is {at!r}, allowed: 'parameters', 'boundary'")
@@ -74,9 +76,11 @@ class Modulator:
         if at == "boundary" and not balancer.needs <= OBSERVED:
             late = sorted(balancer.needs - OBSERVED)
             raise ValueError(f"{late} are known after backward only, allowed: at='parameters'")
+        if at == "boundary" and getattr(balancer, "adds_noise", False):
+            raise ValueError("GE noise needs the gradients, allowed: at='parameters', or noise=0")
         if not losses or len(set(losses)) < len(losses):
             raise ValueError(f"`losses` is {list(losses)}, allowed: different names, at least one")
-        self.at, self.losses = at, tuple(losses)
+        self.at, self.losses = at, losses
         self._takes_losses = len(losses) > 1 or not self._meter.names.isdisjoint(
             {"losses", "gram", "tensor_gram"}
         )
@@ -164,6 +168,7 @@ class Modulator:
         ``Observation``. Once a batch; under gradient accumulation, means are over all samples. Does
         nothing where the balancer needs none of it.
         """
+        check_keywords(observation)
         if not self.enabled or not self._seen.names:
             return
         if self._boundary_passed:
@@ -209,11 +214,21 @@ class Modulator:
 
         Args:
             losses: a scalar for each name in ``losses`` of the constructor.
+
+        Raises:
+            TypeError: no mapping, or a loss that is no tensor.
+            ValueError: other names, or a loss that is no scalar or requires no gradient.
         """
         values = list(in_order("losses", losses, self.losses).values())
         for name, value in losses.items():
-            if value.numel() != 1 or not value.requires_grad:
-                raise ValueError(f"`losses[{name!r}]` is no scalar that requires a gradient")
+            if value.numel() != 1:
+                found = f"has shape {list(value.shape)}"
+                raise ValueError(f"`losses[{name!r}]` {found}, allowed: a scalar")
+            if not value.requires_grad:
+                raise ValueError(
+                    f"`losses[{name!r}]` requires no gradient, allowed: a loss that leads to"
+                    " trainable parameters (is it detached, are its encoders frozen?)"
+                )
         values = [value.reshape(()) for value in values]
         held = self._parameters.refresh()
         if not self.enabled:
@@ -224,7 +239,8 @@ class Modulator:
         own, shared = self._parameters.trainable()
         if any(map(is_sharded, own.parameters)):
             raise NotImplementedError(
-                "backward of several losses with sharded parameters (DTensor)"
+                "backward of several losses with sharded parameters (DTensor), allowed: one loss,"
+                " or parameters that are not sharded"
             )
         self._follow(self._parameters.own.parameters[0].device)
         self._decided = several_losses.backward(

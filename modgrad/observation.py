@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ Head = nn.Linear | Mapping[str, nn.Linear] | nn.ModuleDict
 # A probability below 1e-8 counts as that: a response's loss is at most 18.42.
 _LEAST_LOG_PROBABILITY = math.log(1e-8)
 
+_OTHER_TARGETS = "; to ignore samples, or for soft targets: observe(scores=…) (docs/losses.md)"
+
 Observed = dict[str, tuple[Tensor, int]]
 """Of each statistic, its mean over samples, float32 [M], and the number of samples."""
 
@@ -27,10 +30,13 @@ class Observation(TypedDict, total=False):
     mono-modal responses, ``responses``. All but ``scores`` come with ``targets``.
 
     logits: unimodal logits, [B, C] by modality, or [M, B, C] in the modalities' order.
-    targets: the classes, [B].
+    targets: the classes, [B]. Where some are to be ignored, or are probabilities, give the scores
+        of ``modality_cross_entropy``, which knows them.
     scores: one's own [M]; any measure that is larger where a modality alone does better (for
         regression, or several labels).
-    features, head: what ``late_fusion_logits`` takes.
+    features, head: what ``late_fusion_logits`` takes. With a head on the concatenation, the order
+        of ``features``, not that of the modalities, is the order in which they were concatenated;
+        another order cannot be told from it where the widths add up, and gives wrong scores.
     responses: what ``mono_modal_responses`` returns, [B, C] by modality.
     """
 
@@ -42,12 +48,31 @@ class Observation(TypedDict, total=False):
     responses: Mapping[str, Tensor]
 
 
+_KEYWORDS = frozenset(Observation.__annotations__)
+
+
+def check_keywords(observation: Observation) -> None:
+    """Raise TypeError where one is none of ``Observation``'s."""
+    if not observation.keys() <= _KEYWORDS:
+        unknown = sorted(observation.keys() - _KEYWORDS)
+        allowed = ", ".join(f"`{name}`" for name in Observation.__annotations__)
+        raise TypeError(f"observe() is given {unknown}, allowed: {allowed}")
+
+
 def in_order(
     argument: str, given: Mapping[str, Tensor], modalities: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """The tensors in the modalities' order; any other set of names is an error."""
+    """The tensors in the modalities' order; anything else than one for each is an error."""
+    if not isinstance(given, Mapping):
+        found = f"`{argument}` is {type(given).__name__}"
+        raise TypeError(f"{found}, allowed: a mapping from {sorted(modalities)} to tensors")
     if set(given) != set(modalities):
-        raise ValueError(f"`{argument}` has {sorted(given)}, allowed: {sorted(modalities)}")
+        found = f"`{argument}` has {sorted(given, key=str)}"
+        raise ValueError(f"{found}, allowed: {sorted(modalities)}")
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            found = type(value).__name__
+            raise TypeError(f"`{argument}[{name!r}]` is {found}, allowed: a tensor")
     return {name: given[name] for name in modalities}
 
 
@@ -92,27 +117,53 @@ def _scores(
     M = len(modalities)
     if "scores" in given:
         scores = observation["scores"]
+        if not isinstance(scores, Tensor):
+            found = f"`scores` is {type(scores).__name__}"
+            order = ", ".join(modalities)
+            raise TypeError(f"{found}, allowed: a floating-point tensor [{M}], of {order}")
         if scores.shape != (M,) or not scores.is_floating_point():
             found = f"{scores.dtype} {list(scores.shape)}"
             raise ValueError(f"`scores` is {found}, allowed: floating-point [{M}]")
         return scores.detach().float().clone(), 1  # the caller may refill it
     targets = _targets(observation)
+    keys = modalities
     if "features" in given:
         head = observation.get("head")
         if head is None:
             raise ValueError(
                 "`head` is None, allowed with `features`: nn.Linear, or one by modality"
             )
+        in_order("features", observation["features"], modalities)
         logits: Logits = late_fusion_logits(observation["features"], head)
     else:
         logits = observation["logits"]
     if isinstance(logits, Mapping):
         values = list(in_order("logits", logits, modalities).values())
+    elif not isinstance(logits, Tensor):
+        allowed = f"a mapping from {sorted(modalities)} to tensors, or a tensor [{M}, B, C]"
+        raise TypeError(f"`logits` is {type(logits).__name__}, allowed: {allowed}")
     elif logits.dim() == 3 and len(logits) == M:
-        values = list(logits.unbind(0))
+        values, keys = list(logits.unbind(0)), ()
     else:
         raise ValueError(f"`logits` has shape {list(logits.shape)}, allowed: [{M}, B, C]")
-    return ops.modality_scores(values, targets, backend=backend), len(targets)
+    measured = partial(ops.modality_scores, values, targets, backend=backend)
+    try:
+        return measured(), len(targets)
+    except (TypeError, ValueError):
+        pass  # the checks again, with the names that are known here
+    _check_features(observation.get("features"), targets)
+    checks.logits_and_targets(values, targets, "logits", keys, _OTHER_TARGETS)
+    return measured(), len(targets)
+
+
+def _check_features(features: Mapping[str, Tensor] | None, targets: Tensor) -> None:
+    """A row for each target; targets that are at fault themselves are left to their check."""
+    if features is None or not isinstance(targets, Tensor) or targets.dim() != 1:
+        return
+    for name, h in features.items():
+        if h.dim() != 2 or len(h) != len(targets):
+            found = f"`features[{name!r}]` has shape {list(h.shape)}"
+            raise ValueError(f"{found}, allowed: [{len(targets)}, D], as there are targets")
 
 
 def _response_losses(observation: Observation, modalities: tuple[str, ...]) -> tuple[Tensor, int]:
@@ -121,7 +172,7 @@ def _response_losses(observation: Observation, modalities: tuple[str, ...]) -> t
         raise ValueError("`responses` is None, allowed: what `mono_modal_responses` returns")
     values = list(in_order("responses", responses, modalities).values())
     targets = _targets(observation)
-    checks.logits_and_targets(values, targets, "responses")
+    checks.logits_and_targets(values, targets, "responses", modalities)
     log_p = torch.stack([x.detach().float() for x in values]).log_softmax(2)
     index = targets.long().expand(len(values), -1)[..., None]
     own = log_p.gather(2, index.clamp(0, log_p.shape[2] - 1)).clamp(min=_LEAST_LOG_PROBABILITY)

@@ -52,14 +52,20 @@ class OneLoss:
         pending = self.decider.ahead(known, late) if late and ahead else None
         if late and pending is None:
             if self._are_sharded(grads):
-                raise NotImplementedError(f"{sorted(late)} of sharded gradients (DTensor)")
+                raise NotImplementedError(
+                    f"{sorted(late)} of sharded gradients (DTensor), allowed: scores and"
+                    " response_losses, which `observe` is shown, or parameters that are not sharded"
+                )
             known = self.meter.of_gradients(known, *self.parameters.present(grads), grad_scale)
         if pending is None:
             pending = Pending(self.decider(known))
         if pending.decision.modulation.noise is None:
             return pending
         if self._are_sharded(grads):
-            raise NotImplementedError("GE noise on sharded gradients (DTensor)")
+            raise NotImplementedError(
+                "GE noise on sharded gradients (DTensor), allowed: noise=0, or parameters that are"
+                " not sharded"
+            )
         return pending._replace(seed=self.decider.memory.seed_of_step())
 
     def scale_(self, grads: Sequence[Tensor | None], pending: Pending) -> dict[str, Tensor]:

@@ -43,6 +43,13 @@ class _StepHook:
         return args, {**kwargs, "closure": modulated_closure}
 
 
+def _check_optimizer(optimizer: object) -> None:
+    if not isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        found = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else kind
+        raise TypeError(f"`optimizer` is {found}, allowed: an Optimizer")
+
+
 def attach(
     optimizer: Optimizer,
     modalities: Modalities,
@@ -59,8 +66,10 @@ def attach(
         modalities, balancer, options: as for ``Modulator``.
 
     Raises:
+        TypeError, ValueError: an argument is not as above; the optimizer is left as it was.
         RuntimeError: the optimizer is modulated already.
     """
+    _check_optimizer(optimizer)
     if isinstance(optimizer, ModulatedOptimizer) or _hooks(optimizer):
         raise RuntimeError("the optimizer is modulated already; detach(optimizer) first")
     modulator = Modulator(modalities, balancer, optimizer, **options)
@@ -74,6 +83,7 @@ def detach(optimizer: Optimizer) -> None:
     Raises:
         RuntimeError: nothing is attached.
     """
+    _check_optimizer(optimizer)
     keys = _hooks(optimizer)
     if not keys:
         raise RuntimeError("nothing is attached to the optimizer")
@@ -147,8 +157,7 @@ class ModulatedOptimizer(Optimizer):
         apply: Apply = "gradient",
         **options: Unpack[Options],
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"`optimizer` is {type(optimizer).__name__}, allowed: an Optimizer")
+        _check_optimizer(optimizer)
         check_apply(apply)
         if apply == "update" and fused is False:
             raise ValueError("`apply` is 'update' with fused=False, allowed: fused=True or None")

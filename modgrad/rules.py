@@ -42,8 +42,13 @@ def check(rule: Rule) -> Kind:
     """The rule's kind.
 
     Raises:
+        TypeError: it is no rule, but a balancer, say.
         ValueError: there is no such rule, or it has another number of parameters.
     """
+    if not isinstance(rule, Rule):
+        kind_found = type(rule).__name__
+        hint = f"{kind_found}(…).rule" if hasattr(rule, "rule") else "modgrad.OGM(…).rule"
+        raise TypeError(f"`rule` is {kind_found}, allowed: a Rule, such as {hint}")
     if rule.name not in RULES:
         raise ValueError(f"`rule` is {rule.name!r}, allowed: {', '.join(RULES)}")
     kind = RULES[rule.name]

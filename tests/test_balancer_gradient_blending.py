@@ -120,7 +120,7 @@ def test_what_weights_may_be_given():
     def init(weights=None, K=3):
         return GradientBlending(weights).init(("audio", "visual"), K, CPU)
 
-    with pytest.raises(ValueError, match="audio, visual: `num_losses` is 2, allowed: 3"):
+    with pytest.raises(ValueError, match="audio, visual: `losses` names 2, allowed: 3"):
         init(K=2)
     with pytest.raises(ValueError, match=r"names \['audio'\], allowed: all of \['joint', 'audio'"):
         init({"audio": 1.0})

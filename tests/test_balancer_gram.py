@@ -66,18 +66,18 @@ def test_modalities_do_not_see_each_other(balancer):
 
 @pytest.mark.parametrize("make", [MGDA, CAGrad, UPGrad, AlignedMTL, PCGrad, GradNorm, DWA])
 def test_one_loss_is_refused(make):
-    with pytest.raises(ValueError, match=f"{make.__name__} compares losses: `num_losses` is 1"):
+    with pytest.raises(ValueError, match=f"{make.__name__} compares losses: `losses` names 1"):
         make().init(("audio", "visual"), 1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("make", [MGDA, CAGrad, UPGrad])
 def test_too_many_losses_are_refused(make):
     assert np.isfinite(weigh(make(), draws(10, M=2))).all()
-    with pytest.raises(ValueError, match="`num_losses` is 11, allowed: 2 to 10"):
+    with pytest.raises(ValueError, match="`losses` names 11, allowed: 2 to 10"):
         make().init(("audio", "visual"), 11, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("num_losses", [1, 2, 4])
 def test_mmpareto_has_a_loss_a_modality_and_a_joint_one(num_losses):
-    with pytest.raises(ValueError, match=f"`num_losses` is {num_losses}, allowed: 3"):
+    with pytest.raises(ValueError, match=f"`losses` names {num_losses}, allowed: 3"):
         MMPareto().init(("audio", "visual"), num_losses, torch.device("cpu"))

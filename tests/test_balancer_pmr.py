@@ -58,7 +58,7 @@ def test_number_of_losses():
         ValueError, match=r"a prototypical loss of each of audio, visual.*allowed: 3"
     ):
         PMR().init(TWO, 5, CPU)
-    with pytest.raises(ValueError, match=r"and an entropy of each.*`num_losses` is 3, allowed: 5"):
+    with pytest.raises(ValueError, match=r"and an entropy of each.*`losses` names 3, allowed: 5"):
         PMR(entropy=0.1).init(TWO, 3, CPU)
     with pytest.raises(ValueError, match="allowed: at least 2"):
         PMR().init(("audio",), 2, CPU)

@@ -239,7 +239,10 @@ def test_a_wrong_provider_is_caught_by_the_gates(monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--only", "nothing"], "there are: group_sq_norms"), (["--device", "cuda"], "--device cpu")],
+    [
+        (["--only", "nothing"], "there are:\n  group_sq_norms, 1000 small\n  "),
+        (["--device", "cuda"], "--device cpu"),
+    ],
 )
 def test_what_cannot_run(arguments, message, tmp_path, capsys):
     if arguments[-1] == "cuda" and torch.cuda.is_available():

@@ -127,8 +127,13 @@ def train_sharded(rank, folder):
     measuring = torch.optim.SGD(model.parameters(), lr=0.1)
     attach(measuring, modalities, weights, record=["grad_sq_norms"])
     F.cross_entropy(model(inputs)[1], targets).backward()
-    with pytest.raises(NotImplementedError, match="sharded gradients"):
+    with pytest.raises(NotImplementedError, match=r"sharded gradients.*allowed: scores"):
         measuring.step()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    several = ModulatedOptimizer(optimizer, modalities, weights, losses=TWO)
+    losses = dict.fromkeys(TWO, F.cross_entropy(model(inputs)[1], targets))
+    with pytest.raises(NotImplementedError, match=r"several losses.*allowed: one loss"):
+        several.backward(losses)
     (folder / str(rank)).touch()
     leave()
 

@@ -121,6 +121,7 @@ ALLOWED = {
         "modgrad.records",
     },
     "modgrad.modulator": {
+        "modgrad.checks",
         "modgrad.one_loss",
         "modgrad.decider",
         "modgrad.held",
@@ -175,6 +176,7 @@ ALLOWED = {
         "modgrad.distributed",
         "modgrad.figures",
         "modgrad.modulator",
+        "modgrad.optimizer",
         "modgrad.records",
         "modgrad.responses",
         "modgrad.table",

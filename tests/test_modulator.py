@@ -107,7 +107,14 @@ def test_boundary_refuses_what_it_cannot_do():
 
     with pytest.raises(ValueError, match=r"\['grad_sq_norms'\] are known after backward only"):
         setup(TWO, NeedsNorms({}), at="boundary")
-    model, optimizer = setup(TWO, OGM(0.3, noise=1.0), at="boundary")
+
+    class Unforeseen(OGM):
+        adds_noise = False
+
+        def modulation(self, weights):
+            return super().modulation(weights)._replace(noise=torch.ones(2))
+
+    model, optimizer = setup(TWO, Unforeseen(0.3), at="boundary")
     inputs, targets = networks.batch(TWO)
     with pytest.raises(ValueError, match="GE noise needs the gradients"):
         train_step(model, optimizer, inputs, targets)

@@ -64,7 +64,11 @@ class Modulation(NamedTuple):
 
 
 class Balancer(Protocol[StateT]):
-    """A balancing method: frozen, no parameters or modules, never reads a value on the host."""
+    """A balancing method: frozen, no parameters or modules, never reads a value on the host.
+
+    One that adds noise may have a property ``adds_noise`` that is true: at the boundary it is
+    refused by the constructor then, not by the first ``observe``.
+    """
 
     @property
     def needs(self) -> frozenset[str]:
@@ -80,6 +84,16 @@ class Balancer(Protocol[StateT]):
         The state's tensors keep their shapes and dtypes. ``statistics.epoch`` is refilled by
         ``set_epoch``: a state that remembers it holds a clone.
         """
+
+
+def check_balancer(balancer: object) -> None:
+    """Raise TypeError unless it is a balancer, by what it has; a class is none yet."""
+    if isinstance(balancer, type):
+        name = balancer.__name__
+        raise TypeError(f"`balancer` is the class {name}, allowed: an instance, such as {name}(…)")
+    if not all(hasattr(balancer, name) for name in ("needs", "init", "update")):
+        found = repr(balancer) if isinstance(balancer, str) else type(balancer).__name__
+        raise TypeError(f"`balancer` is {found}, allowed: an instance, such as modgrad.OGM(…)")
 
 
 class NoState(NamedTuple):

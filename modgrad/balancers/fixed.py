@@ -24,6 +24,7 @@ class FixedWeights:
     divides a constant scale out again.
 
     Raises:
+        TypeError: ``weights`` is no mapping.
         ValueError: a weight that is negative or not finite; in ``init``, an unknown modality.
     """
 
@@ -31,6 +32,9 @@ class FixedWeights:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.weights, Mapping):
+            found = type(self.weights).__name__
+            raise TypeError(f"`weights` is {found}, allowed: a mapping from modality to number")
         for name, weight in self.weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"`weights[{name!r}]` is {weight}, allowed: finite and >= 0")
@@ -81,7 +85,8 @@ class FixedLossWeights:
     ) -> FixedLossWeightsState:
         if num_losses != len(self.weights):
             raise ValueError(
-                f"`weights` has {len(self.weights)} numbers, allowed: {num_losses}, one a loss"
+                f"`losses` names {num_losses}, allowed: {len(self.weights)},"
+                " one for each number in `weights`"
             )
         values = [float(weight) for weight in self.weights]
         return FixedLossWeightsState(torch.tensor(values, device=device))

@@ -59,7 +59,7 @@ class GradientBlending:
         if num_losses != len(names):
             raise ValueError(
                 "GradientBlending has a joint loss and one of each of "
-                f"{', '.join(modalities)}: `num_losses` is {num_losses}, allowed: {len(names)}"
+                f"{', '.join(modalities)}: `losses` names {num_losses}, allowed: {len(names)}"
             )
         given = self.weights
         if isinstance(given, Mapping):

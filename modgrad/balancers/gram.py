@@ -9,9 +9,7 @@ def check_several(balancer: object, num_losses: int, most: int | None = None) ->
     if num_losses < 2 or (most is not None and num_losses > most):
         allowed = "at least 2" if most is None else f"2 to {most}"
         name = type(balancer).__name__
-        raise ValueError(
-            f"{name} compares losses: `num_losses` is {num_losses}, allowed: {allowed}"
-        )
+        raise ValueError(f"{name} compares losses: `losses` names {num_losses}, allowed: {allowed}")
 
 
 def taking_part(gram: Tensor) -> Tensor:

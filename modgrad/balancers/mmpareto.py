@@ -51,7 +51,7 @@ class MMPareto(Ruled[NoState]):
         if num_losses != len(modalities) + 1:
             raise ValueError(
                 f"MMPareto has a joint loss and one of each of {', '.join(modalities)}: "
-                f"`num_losses` is {num_losses}, allowed: {len(modalities) + 1}"
+                f"`losses` names {num_losses}, allowed: {len(modalities) + 1}"
             )
         return NoState()
 

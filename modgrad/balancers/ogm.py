@@ -63,6 +63,10 @@ class OGM(Ruled[NoState]):
     def rule(self) -> Rule:
         return Rule("ogm", (self.alpha, float(self.form == "continuous")))
 
+    @property
+    def adds_noise(self) -> bool:
+        return self.noise > 0
+
     def modulation(self, weights: Tensor) -> Modulation:
-        noise = torch.full_like(weights[:, 0], self.noise) if self.noise > 0 else None
+        noise = torch.full_like(weights[:, 0], self.noise) if self.adds_noise else None
         return Modulation(weights, noise)

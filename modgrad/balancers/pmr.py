@@ -59,7 +59,7 @@ class PMR:
             parts = "a prototypical loss" + (" and an entropy" if self.entropy > 0 else "")
             raise ValueError(
                 f"PMR has a joint loss and {parts} of each of {', '.join(modalities)}: "
-                f"`num_losses` is {num_losses}, allowed: {allowed}"
+                f"`losses` names {num_losses}, allowed: {allowed}"
             )
         return NoState()
 

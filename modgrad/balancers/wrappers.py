@@ -7,16 +7,31 @@ from typing import Any, Generic, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from modgrad.balancers.base import Balancer, Modulation, StateT, Statistics, map_state
+from modgrad.balancers.base import (
+    Balancer,
+    Modulation,
+    StateT,
+    Statistics,
+    check_balancer,
+    map_state,
+)
 
 
 @dataclass(frozen=True)
 class _Wrapper(Generic[StateT]):
     balancer: Balancer[StateT]
 
+    def __post_init__(self) -> None:
+        check_balancer(self.balancer)
+
     @property
     def needs(self) -> frozenset[str]:
         return self.balancer.needs
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether it is known to: what cannot be at the boundary is refused before training."""
+        return getattr(self.balancer, "adds_noise", False)
 
 
 def _refuse_scales_per_tensor(wrapper: str, balancer: Balancer[Any]) -> None:
@@ -46,6 +61,7 @@ class Between(_Wrapper[StateT]):
     unit: Literal["step", "epoch"] = "step"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.unit not in ("step", "epoch"):
             raise ValueError(f"`unit` is {self.unit!r}, allowed: 'step', 'epoch'")
         if self.start < 0:
@@ -92,6 +108,7 @@ class Every(_Wrapper[StateT]):
     interval: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.interval < 1:
             raise ValueError(f"`interval` is {self.interval}, allowed: >= 1")
         _refuse_scales_per_tensor("Every", self.balancer)
@@ -138,6 +155,7 @@ class Smoothed(_Wrapper[StateT]):
     decay: float = 0.9
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.decay < 1:
             raise ValueError(f"`decay` is {self.decay}, allowed: [0, 1)")
         _refuse_scales_per_tensor("Smoothed", self.balancer)
@@ -173,6 +191,7 @@ class Clipped(_Wrapper[StateT]):
     high: float = math.inf
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.low <= self.high:
             raise ValueError(
                 f"`low`, `high` are {self.low}, {self.high}, allowed: 0 <= low <= high"

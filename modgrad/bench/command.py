@@ -29,9 +29,10 @@ def run(options: Options) -> int:
     labels = list(dict.fromkeys(entry.label for entry in chosen))
     chosen = [entry for entry in chosen if options.only in entry.label]
     if not chosen:
-        known = ", ".join(labels)
+        known = "\n  ".join(labels)  # labels have commas
         print(
-            f"modgrad bench: no case contains {options.only!r}, there are: {known}", file=sys.stderr
+            f"modgrad bench: no case contains {options.only!r}, there are:\n  {known}",
+            file=sys.stderr,
         )
         return 2
     try:

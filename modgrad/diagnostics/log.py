@@ -14,6 +14,7 @@ from torch import Tensor
 
 from modgrad.diagnostics.run import FILE, Record, Run, plain
 from modgrad.modulator import Modulator
+from modgrad.optimizer import ModulatedOptimizer
 from modgrad.records import LastStep
 
 _BY_NAME = {"accuracy", "ceiling", "train_losses", "validation_losses", "learning_speed"}
@@ -23,7 +24,7 @@ _FIELDS = tuple(name for name in LastStep.__dataclass_fields__ if name != "modal
 class Log:
     """Rides along in training, and writes what ``report`` reads.
 
-    ``log.step(optimizer.modulator)`` after ``optimizer.step()`` keeps the step's tensors where they
+    ``log.step(optimizer)`` after ``optimizer.step()`` keeps the step's tensors where they
     are. Every `every` steps, and in ``record``, they are read in one transfer. Which tensors there
     are is what the balancer needs, and what the modulator is told to ``record``.
 
@@ -62,8 +63,13 @@ class Log:
             self._steps = max((r["step"] for r in before.steps + before.results), default=0)
         self._file.parent.mkdir(parents=True, exist_ok=True)
 
-    def step(self, modulator: Modulator) -> None:
+    def step(self, modulator: Modulator | ModulatedOptimizer) -> None:
         """Keep what the modulator's last step measured and did; nothing where it did nothing."""
+        if isinstance(modulator, ModulatedOptimizer):
+            modulator = modulator.modulator
+        if not hasattr(modulator, "last"):
+            found = type(modulator).__name__
+            raise TypeError(f"`modulator` is {found}, allowed: a Modulator or ModulatedOptimizer")
         last = modulator.last
         if last is None or last is self._seen:
             return
