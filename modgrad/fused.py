@@ -45,6 +45,11 @@ class FusedStep:
             self._reason, self._checked = parts.why_not_parameters(self._optimizer), held
         return parts.why_not_options(self._optimizer) or self._reason
 
+    def let_go(self) -> None:
+        """Of the states themselves, which others may replace to free their memory."""
+        for part in self._parts:
+            part.lists.clear()
+
     def forget(self) -> None:
         """Let go of the states of the last step, where others are in use."""
         self._parts, self._made_of = [], []
@@ -68,6 +73,14 @@ class FusedStep:
                 loss = closure()
         held = self._modulator.held
         grads = [p.grad for p in held]
+        try:
+            self._update_all(held, grads)
+        except (ValueError, NotImplementedError):
+            _check_layouts(grads)  # which says more
+            raise
+        return loss
+
+    def _update_all(self, held: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         pending = self._modulator.decide(grads, ahead=True)
         self._gather(held, grads)
         if pending is not None and pending.rule is not None and len(self._parts) > 1:
@@ -79,7 +92,6 @@ class FusedStep:
             self._made_of = []  # momentum has started: gather again
         if pending is not None:
             self._modulator.commit(pending, _sums_of(sq_norms))
-        return loss
 
     def _buffers(self, pending: Pending | None) -> list[Tensor | None]:
         """For each part where its update puts squared norms, if they are wanted; skipped, NaN."""

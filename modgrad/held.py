@@ -8,6 +8,10 @@ from torch.optim import Optimizer
 
 from modgrad.modalities import Assignment, Modalities
 
+# Steps without a gradient before the model is asked, which takes longer than a step: 4 ms for 1,000
+# names. Batches may lack a modality.
+_PATIENCE = 10
+
 
 class HeldParameters:
     """Looked up again whenever the optimizer's are other tensors than before.
@@ -24,7 +28,7 @@ class HeldParameters:
         self._places: list[int] = []  # of them among all
         self._owners: list[int] = []
         self._places_of: dict[int, list[int]] = {}  # by modality
-        self._absent: set[int] = set()  # modalities without a gradient in the last step
+        self._absent_for: dict[int, int] = {}  # steps in a row that a modality had no gradient
         self.refresh()
 
     def refresh(self) -> list[nn.Parameter]:
@@ -53,14 +57,16 @@ class HeldParameters:
         """Whether any parameter of a modality has one; ``grads`` are those of all parameters.
 
         Raises:
-            ValueError: a modality has none, as the model has other parameters for it by now.
+            ValueError: a modality has had none for a while, as the model has other parameters for
+                it by now.
         """
         absent = {
             m for m, places in self._places_of.items() if all(grads[i] is None for i in places)
         }
-        if absent - self._absent:  # since this step: to look by name takes longer than a step
+        absent_for = {m: self._absent_for.get(m, 0) + 1 for m in absent}
+        if _PATIENCE in absent_for.values():
             self._modalities.assign(self._all)
-        self._absent = absent
+        self._absent_for = absent_for
         return len(absent) < len(self._places_of)
 
     def present(

@@ -136,7 +136,6 @@ class ModulatedOptimizer(Optimizer):
     """
 
     param_groups = _delegate("param_groups")
-    state = _delegate("state")
     defaults = _delegate("defaults")
     _optimizer_step_pre_hooks = _delegate("_optimizer_step_pre_hooks")
     _optimizer_step_post_hooks = _delegate("_optimizer_step_post_hooks")
@@ -201,6 +200,17 @@ class ModulatedOptimizer(Optimizer):
         groups = self.param_groups
         dampened = any(g.get("momentum", 0) != 0 and g.get("dampening", 0) != 0 for g in groups)
         return self.fused and not dampened
+
+    @property
+    def state(self) -> Any:
+        """The inner optimizer's, which may be changed: moved to the host, for example."""
+        if "_step" in self.__dict__:
+            self._step.let_go()
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.optimizer.state = value
 
     def observe(self, **observation: Unpack[Observation]) -> None:
         """Show a batch between its forward and ``step``: see ``Modulator.observe``."""

@@ -146,7 +146,8 @@ class Retaining:
                 for x in rest
             ]
             retained = RetainedList(params), grads, *lists
-            name, arguments = handed_over(op, retained)
+            handed_over(op, retained)  # once before
+            name, arguments, _kept = handed_over(op, retained)
             assert name == f"{op}retained_"
             getattr(self.ops, name)(*arguments, **options)
 

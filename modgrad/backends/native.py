@@ -135,10 +135,10 @@ def modality_cross_entropy_backward(
 
 
 def modulated_sgd_(*args: Any, **options: Any) -> None:
-    op, args = handed_over("modulated_sgd_", args)
+    op, args, _kept = handed_over("modulated_sgd_", args)
     getattr(_ops, op)(*args, **options)
 
 
 def modulated_adam_(*args: Any, **options: Any) -> None:
-    op, args = handed_over("modulated_adam_", args)
+    op, args, _kept = handed_over("modulated_adam_", args)
     getattr(_ops, op)(*args, **options)
