@@ -26,6 +26,9 @@ _LIBRARY.define("release(Tensor(a!) retained) -> ()")
 for _op, _schema in RETAINED_SCHEMAS.items():
     _LIBRARY.define(_op + _schema)
 
+with _disable_current_modes():  # whoever imports this in one
+    _NONE = torch.empty(0, dtype=torch.int64, device="cpu")
+
 
 class _Handles:
     """What an op takes in place of the tensors; they are let go with the last reference to it."""
@@ -124,8 +127,7 @@ def handed_over(
     for i, tensors, handles in zip(_RETAINED[op], lists, kept, strict=True):
         if tensors and handles is None:
             return op, arguments, []
-        none = torch.empty(0, dtype=torch.int64, device="cpu")
-        handed[i] = none if handles is None else handles.tensor
+        handed[i] = _NONE if handles is None else handles.tensor
     return f"{op}retained_", tuple(handed), kept
 
 
