@@ -71,8 +71,8 @@ def _of_options(group: Group) -> str | None:
 class Part(NamedTuple):
     """Parameters of one group and device that have gradients, and the state that torch gives them.
 
-    States are kept as torch's dictionaries, not as tensors: those may be moved to other devices and
-    back, or put back from a copy.
+    States are looked up in torch's dictionaries in every step: they may be moved to other devices
+    and back, or put back from a copy. ``lists`` are those of the last step, until ``let_go``.
     """
 
     group: Group  # the optimizer's own, which schedulers change
@@ -84,7 +84,7 @@ class Part(NamedTuple):
     stream: list[int]  # of GE noise
     keys: dict[str, str]  # of the states, by argument
     held: list[dict[str, Tensor]]
-    lists: dict[str, RetainedList]  # of the states, as they were in the last step
+    lists: dict[str, RetainedList]
 
     def states(self) -> dict[str, RetainedList]:
         """The arguments that are lists of states."""

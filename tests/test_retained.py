@@ -13,13 +13,13 @@ import networks
 import pytest
 import torch
 import updates
+from conftest import usable
 from dispatched import Ops
 from test_fused import TWO, AdamW, pair, train
 from torch.testing._internal.two_tensor import TwoTensor
 
 import modgrad
 from modgrad import RetainedList
-from modgrad.backends import why_not
 
 native = torch.ops.modgrad_native
 LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
@@ -28,8 +28,7 @@ NONE = torch.empty(0, dtype=torch.int64)
 
 @pytest.fixture(autouse=True)
 def _needs_native(device):
-    if why_not(device)["native"] is not None:
-        pytest.skip("no native backend")
+    usable("native", device)
 
 
 def adam(device, amsgrad=False, dtype=torch.float32):
@@ -324,6 +323,7 @@ import torch
 torch.set_default_device("meta")
 import modgrad
 torch.set_default_device("cpu")
+from conftest import usable
 from dispatched import Ops
 params, grads = modgrad.RetainedList([torch.ones(2)]), [torch.ones(2)]
 for _ in range(2):
