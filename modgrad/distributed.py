@@ -13,7 +13,7 @@ def mean_over_ranks(total: Tensor, count: int, group: dist.ProcessGroup | None) 
     Gradients are equal on all ranks after DDP's reduction. Weights from each rank's own batch would
     differ, and the replicas with them, silently.
     """
-    if _is_alone(group):
+    if is_alone(group):
         return total / count
     packed = torch.cat([total, total.new_tensor([float(count)])])
     dist.all_reduce(packed, group=group)
@@ -22,10 +22,11 @@ def mean_over_ranks(total: Tensor, count: int, group: dist.ProcessGroup | None) 
 
 def mean_of_means(mean: Tensor, count: int, group: dist.ProcessGroup | None) -> Tensor:
     """The same from the mean of each rank, which is the answer where there is one rank."""
-    return mean if _is_alone(group) else mean_over_ranks(mean * count, count, group)
+    return mean if is_alone(group) else mean_over_ranks(mean * count, count, group)
 
 
-def _is_alone(group: dist.ProcessGroup | None) -> bool:
+def is_alone(group: dist.ProcessGroup | None) -> bool:
+    """Whether there is one rank, or torch.distributed is not in use."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
 
 

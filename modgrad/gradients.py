@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from modgrad.distributed import is_alone
+
 Gradients = list[Tensor | None]
 
 
@@ -52,24 +54,20 @@ def accumulate(parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> 
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
 
-def _are_several(group: dist.ProcessGroup | None) -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
-
-
-def mean_over_ranks(
+def averaged(
     grads: Gradients, parameters: Sequence[Tensor], group: dist.ProcessGroup | None
 ) -> Gradients:
     """The averages of what autograd returned; on one rank, that itself."""
-    if not _are_several(group):
+    if is_alone(group):
         return grads
-    averaged = owned(grads, parameters)
-    mean_over_ranks_(averaged, group)
-    return averaged
+    own = owned(grads, parameters)
+    mean_over_ranks_(own, group)
+    return own
 
 
 def mean_over_ranks_(grads: Sequence[Tensor | None], group: dist.ProcessGroup | None) -> None:
     """Average gradients in place: autograd.grad goes past the reduction of DDP."""
-    if not _are_several(group):
+    if is_alone(group):
         return
     present = [grad for grad in grads if grad is not None]
     works = [dist.all_reduce(grad, group=group, async_op=True) for grad in present]

@@ -58,7 +58,7 @@ def backward(
         backward_of_sum(torch.stack(list(losses)).sum(), shared, process_group)
         return None
     grads = [
-        gradients.mean_over_ranks(each, parameters, process_group)
+        gradients.averaged(each, parameters, process_group)
         for each in gradients.per_loss(losses, parameters)
     ]
     combined = [torch.empty_like(p, requires_grad=False) for p in parameters]

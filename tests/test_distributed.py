@@ -184,7 +184,7 @@ def average_shared_memory(rank, folder):
     p, q, r = (torch.ones(3, requires_grad=True) for _ in range(3))
     loss = ((rank + 1) * (p + q)).sum() + (rank + 1) * r.sum()
     (grads,) = gradients.per_loss([loss], [p, q, r])
-    found = gradients.mean_over_ranks(grads, [p, q, r], None)
+    found = gradients.averaged(grads, [p, q, r], None)
     torch.save(found, f"{folder}/{rank}.pt")
     leave()
 

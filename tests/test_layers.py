@@ -88,7 +88,7 @@ ALLOWED = {
     "modgrad.distributed": set(),
     "modgrad.observation": {"modgrad.checks", "modgrad.late_fusion", "modgrad.ops"},
     "modgrad.seen": {"modgrad.balancers", "modgrad.distributed", "modgrad.observation"},
-    "modgrad.gradients": set(),
+    "modgrad.gradients": {"modgrad.distributed"},
     "modgrad.records": {"modgrad.balancers", "modgrad.rules"},
     "modgrad.meter": {"modgrad.balancers", "modgrad.ops"},
     "modgrad.held": {"modgrad.modalities"},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from modgrad.diagnostics.loaders import batches, evaluating, last_of
+from modgrad.distributed import is_alone
 
 Array = NDArray[Any]
 
@@ -52,7 +53,7 @@ def gather_features(
 def _of_all_ranks(
     arrays: dict[str, Array], labels: Array, group: ProcessGroup | None
 ) -> tuple[dict[str, Array], Array]:
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if is_alone(group):
         return arrays, labels
     parts: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(parts, (arrays, labels), group=group)
