@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from at_once import VARIANTS
 from native.emulator.build import build, find_headers
 from native.emulator.emulator import Emulator
+from native.formulas import build as build_formulas
 
 from modgrad.backends import BACKENDS, why_not
 
@@ -64,6 +66,17 @@ def emulator(built_emulator):
 def ops(emulator):
     """The ops of the CUDA sources, as the dispatcher knows them."""
     return emulator.ops
+
+
+@pytest.fixture(scope="session")
+def formulas(tmp_path_factory):
+    """The headers of csrc that CPU and GPU share, for Python."""
+    return build_formulas(SOURCE, tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(params=VARIANTS, ids=["at once", "in parts"])
+def variant(request, monkeypatch):
+    monkeypatch.setenv("MODGRAD_COOPERATIVE", request.param)
 
 
 @pytest.fixture(scope="module")

@@ -109,15 +109,16 @@ def decisions(
         changed = [g.clone() for g in grads]
         out += [*modgrad.balance_(changed, group, 3, equal, backend=backend)[:2], *changed]
         out += updates_by_rule(grads, group, equal, backend)
-    for balancer in (modgrad.PCGrad(), modgrad.GradNorm()):
-        state = torch.ones(2, 2, device="cuda").unbind() if balancer.rule.name == "gradnorm" else ()
-        combined = [torch.empty_like(g) for g in grads]
-        found = modgrad.balance_(
-            *(per_loss, group, 3, balancer.rule, losses, state),
-            out=combined,
-            backend=backend,
-        )
-        out += [found.gram, found.weights, *found.state, *combined]
+        for balancer in (modgrad.PCGrad(), modgrad.GradNorm()):
+            by_norms = balancer.rule.name == "gradnorm"
+            state = torch.ones(2, 2, device="cuda").unbind() if by_norms else ()
+            combined = [torch.empty_like(g) for g in grads]
+            found = modgrad.balance_(
+                *(per_loss, group, 3, balancer.rule, losses, state),
+                out=combined,
+                backend=backend,
+            )
+            out += [found.gram, found.weights, *found.state, *combined]
     return [x.detach() for x in out]
 
 

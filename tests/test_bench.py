@@ -147,7 +147,7 @@ def test_every_op_has_a_case():
 
 def test_a_full_run_leaves_time_for_the_build():
     """Of 15 minutes for `make bench` in a fresh clone."""
-    assert sum(entry.estimate for entry in entries("cpu", curves=True)) < 11 * 60
+    assert sum(entry.estimate for entry in entries("cpu", curves=True)) < 11.5 * 60
 
 
 @pytest.mark.parametrize("label", ["training step, 3 transformers", "optimizer step, 1000 small"])

@@ -18,6 +18,7 @@ FILES = sorted((SOURCE / "csrc" / "cuda").glob("*.cu"))
 ACCESSES = 16
 READS = {
     "balance_kernel",
+    "balance_losses_kernel",
     "combine_kernel",
     "cross_entropy_backward_kernel",
     "cross_entropy_kernel",
@@ -32,6 +33,7 @@ READS = {
 }
 WRITES = {
     "balance_kernel",
+    "balance_losses_kernel",
     "combine_kernel",
     "cross_entropy_backward_kernel",
     "modulate_kernel",
@@ -60,6 +62,7 @@ STACK = dict.fromkeys(NOISY, 32)
 # rule decides there is one block.
 REGISTERS = {
     r"adam_at_once_kernelIf": 80,
+    r"balance_losses_kernel": 128,
     r"cross_entropy_backward_kernel": 128,
     r"cross_entropy_kernel": 80,
     r"group_gram_kernelILb1": 136,

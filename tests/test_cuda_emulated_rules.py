@@ -7,35 +7,22 @@ from itertools import product
 import inputs
 import pytest
 import torch
+from at_once import VARIANTS, is_at_once
 from fences import copies, fenced, fences_stand
-from test_cuda_emulated import (
-    EPS64,
-    at_once_and_in_parts,
-    every_view,
-    logits_of,
-    many,
-    of_losses,
-)
+from test_cuda_emulated import EPS64, at_once_and_in_parts, every_view, logits_of, many
 from test_rules import RULED, compare, inputs_of
 
 from modgrad import rules
 from modgrad.backends import reference
-from modgrad.balancers import EqualNorms, GradNorm, MMPareto, PCGrad
+from modgrad.balancers import EqualNorms, PCGrad
 
 RULE = EqualNorms(0.5, cap=1.5).rule
-# One launch with a barrier of all blocks, or one of each part.
-VARIANTS = ["1", "0"]
 # One launch takes 64 tensors with elements, 512 or 3920; those of one part take 64 or 880.
 LISTS = [(every_view, n) for n in (0, 1, 7, 257, 16385, 40_001)]
 LISTS += [(many, count) for count in (65, 300, 900)]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(params=VARIANTS, ids=["at once", "in parts"])
-def variant(request, monkeypatch):
-    monkeypatch.setenv("MODGRAD_COOPERATIVE", request.param)
 
 
 @pytest.fixture(params=LISTS, ids=lambda parts: f"{parts[0].__name__}({parts[1]})")
@@ -109,12 +96,6 @@ def test_same_bits_at_once_and_in_parts_and_in_every_schedule(emulator, monkeypa
     assert torch.equal(found[0][0][:, 0, 0], emulator.ops.group_sq_norms(tensors, group, 3))
 
 
-def is_at_once(emulator, op):
-    begin = emulator.launches()
-    op()
-    return emulator.launches() - begin == 1
-
-
 @pytest.mark.parametrize("count", [1, 16, 17, 63, 64, 65, 512, 513, 3920, 3921])
 def test_as_many_tensors_as_one_launch_holds(emulator, monkeypatch, count):
     monkeypatch.setenv("MODGRAD_COOPERATIVE", "1")
@@ -166,42 +147,6 @@ def test_what_cannot_be_launched_at_once_goes_in_parts(emulator, monkeypatch, co
     group, changed = inputs.groups(len(tensors), 3), copies(tensors)
     with emulator.without_cooperation():
         check_one_loss(tensors, group, 3, changed, balance(emulator.ops, changed, group, 3))
-
-
-def several(ops, tensors, K, M, balancer, apart=0):
-    grads, tensor, loss = of_losses(tensors, K, apart)
-    group, rule = inputs.groups(len(tensors), M), balancer.rule
-    count = rules.check(rule).num_states
-    losses = torch.rand(K) + 0.1 if count else None
-    state = [torch.rand(K) + 0.1 for _ in range(count)]
-    found, combined = copies(tensors), [t.clone() for t in tensors]
-    places = grads, tensor, loss, group
-    gram, weights, new = ops.balance_(
-        *(found, *places, M, K, rule.name, rule.parameters, losses, state)
-    )
-    assert torch.equal(gram, ops.group_gram(*places, M, K))
-    exact, exact_new = rules.weights(rule, gram, losses, tuple(state))
-    compare(weights, exact)
-    for a, b in zip(new, exact_new, strict=True):
-        compare(a, b)
-    reference.combine_(combined, *places, weights)
-    assert all(map(torch.equal, found, combined))
-    assert fences_stand(found)
-    assert fences_stand(grads)
-
-
-@pytest.mark.parametrize(
-    "parts", LISTS[1:-1:3], ids=lambda parts: f"{parts[0].__name__}({parts[1]})"
-)
-@pytest.mark.parametrize("K", [2, 3, 5])
-@pytest.mark.parametrize("balancer", [MMPareto(), PCGrad(), GradNorm()], ids=lambda b: b.rule.name)
-def test_several_losses(ops, balancer, K, parts):
-    make, number = parts
-    several(ops, make(number), K, K - 1, balancer, apart=K % 2)
-
-
-def test_one_loss_to_other_tensors(ops):
-    several(ops, every_view(300), 1, 3, EqualNorms())
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")], ids=str)

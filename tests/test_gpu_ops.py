@@ -31,7 +31,7 @@ LAUNCHES = {
     "balanced_cross_entropy": (2, 3),
     "rule_weights": (1, 1),
     "balance_": (1, 3),
-    "balance_ of losses": (4, 4),
+    "balance_ of losses": (1, 4),
     "modulated_sgd_": (1, 1),
     "modulated_adamw_": (2, 2),
     "modulated_sgd_ by norms": (1, 3),

@@ -1,44 +1,14 @@
 """The formulas of csrc, compiled for the CPU, against known answers and float64."""
 
-import importlib.util
-import os
-import subprocess
-import sysconfig
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
-import pybind11
 import pytest
 import torch
 import updates
 
 from modgrad import rules
 from modgrad.backends.philox import normals
-
-SOURCE = Path(os.environ.get("MODGRAD_SOURCE", Path(__file__).parents[1]))
-
-
-@pytest.fixture(scope="module")
-def formulas(tmp_path_factory):
-    name = "modgrad_native_formulas"
-    target = tmp_path_factory.mktemp("native") / (name + sysconfig.get_config_var("EXT_SUFFIX"))
-    includes = [pybind11.get_include(), sysconfig.get_path("include")]
-    subprocess.run(
-        [
-            os.environ.get("CXX", "c++"),
-            *("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"),
-            *(f"-I{path}" for path in includes),
-            str(SOURCE / "tests" / "native" / "bindings.cpp"),
-            *("-o", str(target)),
-        ],
-        check=True,
-    )
-    spec = importlib.util.spec_from_file_location(name, target)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 # Known answers of Philox4x32-10, published with the generator: counter, key, output.
 KNOWN = [
@@ -102,67 +72,6 @@ def test_plan_covers_every_element_once_and_in_order(formulas, sizes):
     work = [sum(size for _, _, size in chunks[a:b]) for a, b in pairwise(tasks)]
     assert all(w < 40 + 16 for w in work)
     assert all(w >= 40 for w in work[:-1])
-
-
-CHUNK = 16384
-
-
-def chunks_of(tensors):
-    """What a list has to find: address, begin, size and kind of every chunk."""
-    return [
-        (address, begin, min(CHUNK, numel - begin), 4 * group + dtype)
-        for address, numel, group, dtype in tensors
-        for begin in range(0, numel, CHUNK)
-    ]
-
-
-# A fourth of the tensors is empty; of the others 15, 16 and 17, 512 and 513 among them.
-@pytest.mark.parametrize("count", [0, 1, 21, 22, 23, 300, 683, 684])
-@pytest.mark.parametrize("unit", [2, 4, 512])
-def test_compact_lists_find_every_chunk(formulas, unit, count):
-    generator = np.random.default_rng(count)
-    sizes = [0, 1, CHUNK, CHUNK + 1, 0, 5 * CHUNK - 1, 3, 2 * CHUNK]
-    tensors = sorted(
-        (
-            (2**46 + unit * int(generator.integers(2**32)), sizes[i % 8], *map(int, kind))
-            for i, kind in enumerate(generator.integers([8, 4], size=(count, 2)))
-        ),
-        key=lambda tensor: tensor[2:],
-    )
-    fits = sum(size > 0 for _, size, *_ in tensors) <= 512
-    assert formulas.compact_chunks(tensors) == (chunks_of(tensors) if fits else None)
-
-
-@pytest.mark.parametrize("group", [0, 7])
-@pytest.mark.parametrize("dtype", range(4))
-def test_compact_lists_of_one_kind(formulas, group, dtype):
-    tensors = [(2**46 + 64 * i, 1 + i % 16, group, dtype) for i in range(40)]
-    assert formulas.compact_chunks(tensors) == chunks_of(tensors)
-
-
-@pytest.mark.parametrize("unit", [1, 2, 4, 8, 512, 2**21])
-def test_compact_lists_span_32_bits_of_their_unit(formulas, unit):
-    """In units of the largest power of two that divides all distances."""
-    lowest, most = 2**40 + 6, 2**32 - 1
-    near, far = (lowest + unit, 3, 0, 0), (lowest + most * unit, 5, 1, 3)
-    tensors = [(lowest, 1, 0, 0), near, far]
-    assert formulas.compact_chunks(tensors) == chunks_of(tensors)
-    beyond = (far[0] + unit, *far[1:])
-    assert formulas.compact_chunks([*tensors[:2], beyond]) is None
-    # without the tensor between, the unit is larger
-    assert formulas.compact_chunks([tensors[0], beyond]) == chunks_of([tensors[0], beyond])
-
-
-def test_compact_lists_pass_over_addresses_without_elements(formulas):
-    tensors = [(0, 0, 0, 0), (2**46 + 4, 3, 0, 0), (7, 0, 1, 1), (2**46 + 8, 2, 2, 0)]
-    assert formulas.compact_chunks(tensors) == chunks_of(tensors)
-    assert formulas.compact_chunks([(0, 0, 0, 0)]) == []
-
-
-def test_compact_lists_hold_sizes_of_32_bits(formulas):
-    tensors = [(2**46, 2**32 - 1, 0, 2), (2**40, 9, 1, 0)]
-    assert formulas.compact_chunks(tensors) == chunks_of(tensors)
-    assert formulas.compact_chunks([(2**46, 2**32, 0, 2), tensors[1]]) is None
 
 
 def test_weights_act_on_the_gradient_or_the_rate(formulas):

@@ -158,56 +158,56 @@ std::vector<Tensor> scale_backward(const std::vector<Tensor>& grads, const Tenso
 
 }  // namespace
 
-Tensor group_gram(const Handles& grads, const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
-                  const std::vector<int64_t>& group, int64_t num_groups, int64_t num_losses) {
-  const Tensor first = first_of(grads);
-  const std::vector<Array> arrays = checked_arrays(grads, first);
-  const ByParameter by = checked_by_parameter(grads, tensor, loss, group, num_groups, num_losses);
-  const std::vector<Tile> tiles = make_tiles(loss_references(arrays, by, tensor, loss, group));
-  const int32_t device = first.get_device_index();
-  const DeviceGuard guard(device);
-  const Tensor gram = torch::stable::new_empty(first, {num_groups, num_losses, num_losses}, ScalarType::Double);
-  const Tensor partial = doubles(first, kSlots * count_chunks(tiles));
+Tensor group_gram(const LossRefs& losses, int64_t num_groups, int64_t num_losses, const Tensor& like) {
+  const std::vector<Tile> tiles = make_tiles(losses);
+  const Tensor gram = torch::stable::new_empty(like, {num_groups, num_losses, num_losses}, ScalarType::Double);
+  const Tensor partial = doubles(like, kSlots * count_chunks(tiles));
   STD_CUDA_CHECK(launch_group_gram(tiles, num_groups, num_losses, partial.mutable_data_ptr<double>(),
-                                   gram.mutable_data_ptr<double>(), current_stream(device)));
+                                   gram.mutable_data_ptr<double>(), current_stream(like.get_device_index())));
   return gram;
 }
 
-void combine_(const Handles& out, const Handles& grads, const std::vector<int64_t>& tensor,
-              const std::vector<int64_t>& loss, const std::vector<int64_t>& group, const Tensor& weights) {
-  STD_TORCH_CHECK(weights.dim() == 2, "`weights` has ", weights.dim(), " dimensions, allowed: 2");
-  const int64_t num_losses = weights.size(1);
-  const Tensor first = first_of(out);
-  const int32_t device = first.get_device_index();
-  check_device("weights", weights, device);
-  const std::vector<Array> targets = checked_arrays(out, first), sources = checked_arrays(grads, first);
-  const ByParameter by = checked_by_parameter(grads, tensor, loss, group, weights.size(0), num_losses);
-  check_combination(out, grads, group, weights, by);
-  const LossRefs losses = loss_references(sources, by, tensor, loss, group);
-  std::vector<TensorRef> refs = references_in_place(targets, group);
-  const DeviceGuard guard(device);
+void combine_(std::vector<TensorRef> out, const LossRefs& losses, const Tensor& weights, const Tensor& like) {
   std::vector<Tensor> wide;  // kept until everything is launched; its memory goes back in stream order
-  for (size_t p = 0; p < refs.size(); ++p) {
-    refs[p].in = nullptr;
-    if (by.first[p + 1] - by.first[p] <= kMostGrads) continue;
-    const ScalarType type = refs[p].dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
-    wide.push_back(torch::stable::new_empty(first, {refs[p].numel}, type));
-    refs[p].in = wide.back().mutable_data_ptr();
+  for (size_t p = 0; p < out.size(); ++p) {
+    out[p].in = nullptr;
+    if (losses.first[p + 1] - losses.first[p] <= kMostGrads) continue;
+    const ScalarType type = out[p].dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+    wide.push_back(torch::stable::new_empty(like, {out[p].numel}, type));
+    out[p].in = wide.back().mutable_data_ptr();
   }
-  STD_CUDA_CHECK(launch_combine_(refs, losses, weights.const_data_ptr<float>(), num_losses, current_stream(device)));
+  STD_CUDA_CHECK(launch_combine_(out, losses, weights.const_data_ptr<float>(), weights.size(1),
+                                 current_stream(like.get_device_index())));
 }
 
 namespace {
 
-Tensor gram_of_tensors(const HandleList& handles, const std::vector<int64_t>& tensor,
-                       const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
-                       int64_t num_losses) {
-  return group_gram(Handles("grads", handles), tensor, loss, group, num_groups, num_losses);
+Tensor group_gram_of_tensors(const HandleList& handles, const std::vector<int64_t>& tensor,
+                             const std::vector<int64_t>& loss, const std::vector<int64_t>& group, int64_t num_groups,
+                             int64_t num_losses) {
+  const Handles grads("grads", handles);
+  const Tensor first = first_of(grads);
+  const std::vector<Array> arrays = checked_arrays(grads, first);
+  const ByParameter by = checked_by_parameter(grads, tensor, loss, group, num_groups, num_losses);
+  const LossRefs losses = loss_references(arrays, by, tensor, loss, group);
+  const int32_t device = first.get_device_index();
+  const DeviceGuard guard(device);
+  return group_gram(losses, num_groups, num_losses, first);
 }
 
-void combine_tensors(const HandleList& out, const HandleList& grads, const std::vector<int64_t>& tensor,
-                     const std::vector<int64_t>& loss, const std::vector<int64_t>& group, const Tensor& weights) {
-  combine_(Handles("out", out), Handles("grads", grads), tensor, loss, group, weights);
+void combine_tensors_(const HandleList& out_handles, const HandleList& grad_handles, const std::vector<int64_t>& tensor,
+                      const std::vector<int64_t>& loss, const std::vector<int64_t>& group, const Tensor& weights) {
+  const Handles out("out", out_handles), grads("grads", grad_handles);
+  STD_TORCH_CHECK(weights.dim() == 2, "`weights` has ", weights.dim(), " dimensions, allowed: 2");
+  const Tensor first = first_of(out);
+  const int32_t device = first.get_device_index();
+  check_device("weights", weights, device);
+  const std::vector<Array> targets = checked_arrays(out, first), sources = checked_arrays(grads, first);
+  const ByParameter by = checked_by_parameter(grads, tensor, loss, group, weights.size(0), weights.size(1));
+  check_combination(out, grads, group, weights, by);
+  const LossRefs losses = loss_references(sources, by, tensor, loss, group);
+  const DeviceGuard guard(device);
+  combine_(references_in_place(targets, group), losses, weights, first);
 }
 
 }  // namespace
@@ -218,8 +218,8 @@ STABLE_TORCH_LIBRARY_IMPL(modgrad_native, CUDA, m) {
   m.impl("modulate_", TORCH_BOX(&modgrad::modulate_));
   m.impl("modality_scores", TORCH_BOX(&modgrad::modality_scores));
   m.impl("scale_backward", TORCH_BOX(&modgrad::scale_backward));
-  m.impl("group_gram", TORCH_BOX(&modgrad::gram_of_tensors));
-  m.impl("combine_", TORCH_BOX(&modgrad::combine_tensors));
+  m.impl("group_gram", TORCH_BOX(&modgrad::group_gram_of_tensors));
+  m.impl("combine_", TORCH_BOX(&modgrad::combine_tensors_));
   m.impl("modality_cross_entropy", TORCH_BOX(&modgrad::modality_cross_entropy));
   m.impl("modality_cross_entropy_backward", TORCH_BOX(&modgrad::modality_cross_entropy_backward));
 }

@@ -2,6 +2,7 @@
 // of 4 by 4 losses: one partial sum a tile, chunk and pair, then one block a group and pair adds them in a
 // fixed order. A parameter that 4 losses or fewer reach is one tile, and its gradients are read once.
 #include "group_gram.cuh"
+#include "product_sums.cuh"
 #include "products.cuh"
 
 namespace modgrad {
@@ -29,78 +30,17 @@ __global__ void __launch_bounds__(kThreads)
     const int t = find_tensor(list.first_chunk, list.size, c);
     const int64_t begin = (c - list.first_chunk[t]) * kChunkElements, left = list.numel[t] - begin;
     const int64_t n = left < kChunkElements ? left : kChunkElements;
-    const int rows = list.rows[t], columns = list.columns[t];
     const void* const* in = list.in + list.first_grad[t];
-    with_type(list.dtype[t], [&](auto type) {
-      using T = decltype(type);
-      if constexpr (kCross) {
-        multiply<4, 4, T>(in, columns, begin, n, warps);
-      } else {
-        switch (rows) {
-          case 1: return multiply<1, 0, T>(in, 0, begin, n, warps);
-          case 2: return multiply<2, 0, T>(in, 0, begin, n, warps);
-          case 3: return multiply<3, 0, T>(in, 0, begin, n, warps);
-          case 4: return multiply<4, 0, T>(in, 0, begin, n, warps);
-        }
-      }
-    });
-    __syncthreads();
-    const int slot = static_cast<int>(threadIdx.x), row = slot / kTile, column = slot % kTile;
-    if (row < rows && (kCross ? column < columns : row <= column && column < rows)) {
-      double sum = 0;
-      for (int w = 0; w < kWarps; ++w) sum += warps[slot][w];
-      partial[slot * num_chunks + c] = sum;
-    }
-    __syncthreads();  // until the sums are read
+    multiply_tile<kCross>(list.dtype[t], in, list.rows[t], list.columns[t], begin, n, warps, partial + c, num_chunks);
   }
 }
-static_assert(kTile == 4, "group_gram_kernel has a case for each number of rows");
 
-// Tiles of one group and the same losses. Their chunks are [first_chunk[i], first_chunk[i + 1]).
-template <int kCapacity>
-struct SameLossesList {
-  int64_t first_chunk[kCapacity + 1];
-  int32_t loss[kCapacity][2 * kTile];
-  int32_t group[kCapacity];
-  int32_t size;
-};
-
-__device__ __forceinline__ int find_loss(const int32_t* losses, int64_t loss) {
-  for (int i = 0; i < kTile; ++i)
-    if (losses[i] == loss) return i;
-  return -1;
-}
-
-// One block a group and pair of losses. The first list sets all sums, the others add to what is there.
 template <int kCapacity>
 __global__ void __launch_bounds__(kThreads)
     add_products_kernel(const __grid_constant__ SameLossesList<kCapacity> list, bool first,
                         int64_t num_groups, int64_t num_losses, int64_t num_chunks, const double* partial,
                         double* gram) {
-  const int64_t pairs = num_losses * num_losses;
-  for (int64_t b = blockIdx.x; b < num_groups * pairs; b += gridDim.x) {
-    const int64_t group = b / pairs, k = b % pairs / num_losses, j = b % num_losses;
-    if (k > j) continue;
-    double sum = 0;
-    bool found = first;
-    for (int i = 0; i < list.size; ++i) {
-      if (list.group[i] != group) continue;
-      const int row = find_loss(list.loss[i], k), column = find_loss(list.loss[i] + kTile, j);
-      if (row < 0 || column < 0) continue;
-      found = true;
-      const double* slot = partial + (row * kTile + column) * num_chunks;
-      const int64_t end = list.first_chunk[i + 1];
-#pragma unroll 4
-      for (int64_t c = list.first_chunk[i] + threadIdx.x; c < end; c += kThreads) sum += slot[c];
-    }
-    if (!found) continue;
-    sum = reduce<kThreads>(sum, Add());
-    if (threadIdx.x != 0) continue;
-    double* matrix = gram + group * pairs;
-    if (!first) sum += matrix[k * num_losses + j];
-    matrix[k * num_losses + j] = sum;
-    matrix[j * num_losses + k] = sum;
-  }
+  add_products(list, first, num_groups, num_losses, num_chunks, partial, gram);
 }
 
 template <bool kCross, int kCapacity>
@@ -141,7 +81,9 @@ cudaError_t multiply_tiles(const Tile* begin, const Tile* end, int64_t num_chunk
                        : multiply_tiles<kCross, kMany>(begin, end, num_chunks, first_chunk, partial, stream);
 }
 
-bool same_losses(const Tile& a, const Tile& b) { return a.group == b.group && a.loss == b.loss; }
+bool same_losses(const Tile& a, const Tile& b) {
+  return a.group == b.group && a.loss == b.loss && a.dtype == b.dtype;
+}
 
 template <int kCapacity>
 cudaError_t add_products(const std::vector<Tile>& tiles, int64_t num_groups, int64_t num_losses,

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <array>
+#include <tuple>
 
+#include "../same_losses.h"
 #include "tensor_list.cuh"
 
 namespace modgrad {
-
-constexpr int kTile = 4, kSlots = kTile * kTile;  // the product of row r and column c goes to slot 4 r + c
 
 // Up to 4 gradients of a parameter, the rows, and up to 4 that come after them, the columns; without columns
 // the products of the rows with themselves. A loss that is not there is -1.
@@ -19,8 +19,8 @@ struct Tile {
   Dtype dtype;
 };
 
-// Without columns first; of these and of those with columns, all of the same group and losses side by side,
-// so that their partial sums are.
+// Without columns first; of these and of those with columns, all of the same group, losses and dtype side by side, so
+// that their partial sums are.
 inline std::vector<Tile> make_tiles(const LossRefs& refs) {
   std::vector<Tile> tiles;
   for (size_t p = 0; p + 1 < refs.first.size(); ++p) {
@@ -46,7 +46,7 @@ inline std::vector<Tile> make_tiles(const LossRefs& refs) {
   }
   std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) {
     if ((a.columns > 0) != (b.columns > 0)) return b.columns > 0;
-    return a.group != b.group ? a.group < b.group : a.loss < b.loss;
+    return std::tie(a.group, a.loss, a.dtype) < std::tie(b.group, b.loss, b.dtype);
   });
   return tiles;
 }

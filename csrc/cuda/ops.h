@@ -1,13 +1,12 @@
-// The ops that others are made of.
+// The ops that others are made of, on what is checked. Scratch is allocated as `like` is.
 #pragma once
 
-#include "../handles.h"
+#include "../tensors.h"
+#include "tensor_list.cuh"
 
 namespace modgrad {
 
-Tensor group_gram(const Handles& grads, const std::vector<int64_t>& tensor, const std::vector<int64_t>& loss,
-                  const std::vector<int64_t>& group, int64_t num_groups, int64_t num_losses);
-void combine_(const Handles& out, const Handles& grads, const std::vector<int64_t>& tensor,
-              const std::vector<int64_t>& loss, const std::vector<int64_t>& group, const Tensor& weights);
+Tensor group_gram(const LossRefs& losses, int64_t num_groups, int64_t num_losses, const Tensor& like);
+void combine_(std::vector<TensorRef> out, const LossRefs& losses, const Tensor& weights, const Tensor& like);
 
 }  // namespace modgrad

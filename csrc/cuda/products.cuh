@@ -1,8 +1,8 @@
 // Inner products of some gradients over a chunk, all in one pass.
 #pragma once
 
+#include "../same_losses.h"
 #include "elements.cuh"
-#include "group_gram.cuh"
 
 namespace modgrad {
 
@@ -76,6 +76,35 @@ __device__ __forceinline__ void multiply(const void* const* in, int columns, int
       const double sum = reduce_lanes<32>(sums[r][c], Add());
       if (thread % 32 == 0) warps[kTile * r + c][thread / 32] = sum;
     }
+}
+
+// The block's products over [begin, begin + n) of one tile: the sum of slot s goes to partial[s * num_chunks].
+template <bool kCross>
+__device__ __forceinline__ void multiply_tile(Dtype dtype, const void* const* in, int rows, int columns, int64_t begin,
+                                              int64_t n, double (*warps)[kWarps], double* partial,
+                                              int64_t num_chunks) {
+  static_assert(kTile == 4, "a case for each number of rows");
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (kCross) {
+      multiply<4, 4, T>(in, columns, begin, n, warps);
+    } else {
+      switch (rows) {
+        case 1: return multiply<1, 0, T>(in, 0, begin, n, warps);
+        case 2: return multiply<2, 0, T>(in, 0, begin, n, warps);
+        case 3: return multiply<3, 0, T>(in, 0, begin, n, warps);
+        case 4: return multiply<4, 0, T>(in, 0, begin, n, warps);
+      }
+    }
+  });
+  __syncthreads();
+  const int slot = static_cast<int>(threadIdx.x), row = slot / kTile, column = slot % kTile;
+  if (row < rows && (kCross ? column < columns : row <= column && column < rows)) {
+    double sum = 0;
+    for (int w = 0; w < kWarps; ++w) sum += warps[slot][w];
+    partial[slot * num_chunks] = sum;
+  }
+  __syncthreads();  // until the sums are read
 }
 
 }  // namespace modgrad

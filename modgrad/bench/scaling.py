@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from modgrad.bench import gradients, losses
+from modgrad.bench import gradients, loss_gradients, losses
 from modgrad.bench.case import Case, kernels
 
 TENSORS = (10, 30, 100, 300, 1000, 3000, 10000, 20000)
@@ -33,7 +33,7 @@ def points(device: str, quick: bool = False) -> Iterator[Point]:
         for op in (gradients.group_sq_norms, gradients.modulate_):
             yield "parameters", n, partial(op, f"100 of {n // 100}", device)
     for n in keep(LOSSES):
-        yield "losses", n, partial(gradients.group_gram, "100 of 10000", device, losses=n)
+        yield "losses", n, partial(loss_gradients.group_gram, "100 of 10000", device, losses=n)
     for axis, values in (("modalities", MODALITIES), ("classes", CLASSES), ("batch", BATCH)):
         for n in keep(values):
             size: Any = {"batch": 64, "classes": 100, "modalities": 3, axis: n}

@@ -6,7 +6,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from modgrad.bench import balancing, gradients, losses, models, rules, scaling, updates
+from modgrad.bench import (
+    balancing,
+    gradients,
+    loss_gradients,
+    losses,
+    models,
+    rules,
+    scaling,
+    updates,
+)
 from modgrad.bench.case import Case
 from modgrad.bench.optimizer_step import optimizer_step
 from modgrad.bench.other_methods import with_other_methods
@@ -60,8 +69,10 @@ def _ops(device: str, quick: bool) -> Iterator[Entry]:
             for op in (gradients.group_sq_norms, gradients.modulate_):
                 build = partial(op, shapes, compiled=compiled, **of)
                 yield Entry(f"{op.__name__}, {shapes}", build, OP, compiled)
-            for other in (gradients.balance_, gradients.group_gram, gradients.combine_):
+            for other in (gradients.balance_, loss_gradients.group_gram, loss_gradients.combine_):
                 yield Entry(f"{other.__name__}, {shapes}", partial(other, shapes, **of), OP)
+            build = partial(loss_gradients.balance_, shapes, **of)
+            yield Entry(f"balance_, 3 losses, {shapes}", build, OP)
         for classes in (10, 1000):
             compiled = compile_here and (device == "cuda" or classes == 1000)
             size: dict[str, Any] = {"batch": 64, "classes": classes, "compiled": compiled, **of}
@@ -81,7 +92,7 @@ def _ops(device: str, quick: bool) -> Iterator[Entry]:
                 if shapes == "2x resnet18" or method == "adamw":
                     build = partial(updates.modulated_update, method, shapes, **of)
                     yield Entry(f"modulated_{method}_, {shapes}", build, OP)
-    build = partial(gradients.aggregation, "2x resnet18", device)
+    build = partial(loss_gradients.aggregation, "2x resnet18", device)
     yield Entry("aggregation, 2x resnet18", build, OP)
     if device == "cuda" and torch.cuda.mem_get_info()[0] > NEEDED_BY_1B and not quick:
         yield Entry("group_sq_norms, 1 B", partial(gradients.group_sq_norms, "1 B", device), OP)

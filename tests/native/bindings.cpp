@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "../../csrc/compact_list.h"
+#include "../../csrc/compact_losses.h"
 #include "../../csrc/math.h"
 #include "../../csrc/plan.h"
 #include "../../csrc/rules.h"
@@ -20,6 +21,16 @@ struct MadeUpTensor {
   void* out;
   int64_t numel;
   int group, dtype;
+};
+
+// Gradients as CompactLosses reads them.
+struct MadeUpLosses {
+  struct Grad {
+    const void* in;
+  };
+  std::vector<Grad> grads;
+  std::vector<int32_t> loss;
+  std::vector<int64_t> first;
 };
 
 PYBIND11_MODULE(modgrad_native_formulas, m) {
@@ -62,6 +73,39 @@ PYBIND11_MODULE(modgrad_native_formulas, m) {
       chunks.emplace_back(reinterpret_cast<uintptr_t>(chunk.tensor), chunk.begin, chunk.size, chunk.kind);
     }
     return chunks;
+  });
+  // Of parameters (address, numel, group, dtype, {loss: address of its gradient}): addresses of a parameter and its
+  // gradients, begin, size, group, dtype and losses of every chunk; and of all alike, where their chunks begin.
+  using Parameter = std::tuple<uintptr_t, int64_t, int, int, std::map<int, uintptr_t>>;
+  using ChunkOfLosses = std::tuple<std::vector<uintptr_t>, int64_t, int64_t, int, int, std::vector<int>>;
+  m.def("compact_losses", [](std::vector<Parameter> parameters)
+            -> std::optional<std::tuple<std::vector<ChunkOfLosses>, std::vector<int64_t>>> {
+    std::vector<MadeUpTensor> out;
+    MadeUpLosses losses = {{}, {}, {0}};
+    for (const auto& [address, numel, group, dtype, grads] : parameters) {
+      out.push_back({reinterpret_cast<void*>(address), numel, group, dtype});
+      for (const auto& [loss, grad] : grads) {
+        losses.grads.push_back({reinterpret_cast<const void*>(grad)});
+        losses.loss.push_back(loss);
+      }
+      losses.first.push_back(static_cast<int64_t>(losses.grads.size()));
+    }
+    const modgrad::LossKinds kinds(out, losses);
+    using List = modgrad::CompactLosses<512>;
+    if (!List::holds(kinds)) return std::nullopt;
+    const List list(kinds);
+    std::vector<ChunkOfLosses> chunks;
+    for (int c = 0; c < list.num_chunks; ++c) {
+      const modgrad::LossChunk chunk = list.find_chunk(c);
+      const int count = list.num_losses[chunk.kind];
+      std::vector<uintptr_t> places;
+      for (int i = 0; i <= count; ++i) places.push_back(reinterpret_cast<uintptr_t>(list.tensor(chunk.place + i)));
+      const int32_t* loss = list.kinds.loss[chunk.kind];
+      chunks.emplace_back(places, chunk.begin, chunk.size, list.kinds.group[chunk.kind], list.dtype[chunk.kind],
+                          std::vector<int>(loss, loss + count));
+    }
+    const int64_t* first = list.kinds.first_chunk;
+    return std::make_tuple(chunks, std::vector<int64_t>(first, first + list.kinds.size + 1));
   });
   m.def("decide", [](int name, std::vector<double> parameters, int64_t num_modalities, int64_t num_losses,
                      std::vector<float> scores, std::vector<double> gram, std::vector<float> losses,
