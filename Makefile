@@ -9,7 +9,10 @@ TORCH ?= torch==2.13.0
 REQUIRED_BACKENDS ?= reference,native,triton
 
 ROOT := $(CURDIR)
-SOURCES := $(shell git ls-files 2>/dev/null | grep -E '^(csrc|modgrad|triton_kernels)/|^(setup.py|pyproject.toml|MANIFEST.in)$$')
+# Without git, what lies there: a source that changed must not be tested as it was built before.
+BUILT_FROM := csrc modgrad triton_kernels setup.py pyproject.toml MANIFEST.in
+SOURCES := $(or $(shell git ls-files $(BUILT_FROM) 2>/dev/null),$(shell \
+    find $(BUILT_FROM) -type f ! -name '*.so' ! -path '*/__pycache__/*'))
 RUN := build/run
 
 ifeq ($(VENV),none)

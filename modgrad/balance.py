@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modgrad import checks, per_loss, rules
 from modgrad.backends import select
-from modgrad.calls import REFUSALS, write_back
+from modgrad.calls import REFUSALS, check_refusal, write_back
 from modgrad.ops import dense_in_memory
 from modgrad.per_loss import PerLoss
 from modgrad.rules import Rule
@@ -161,8 +161,8 @@ def _several(
     if per_loss.can_be_flat(grads, len(out), backend):
         try:
             return call(per_loss.flat(grads))
-        except REFUSALS:
-            pass
+        except REFUSALS as error:
+            check_refusal(error)
     lists = per_loss.checked(grads, out)
     if len(grads[0]) != len(out):
         raise ValueError(f"`out` has {len(out)} tensors, allowed: {len(grads[0])}")

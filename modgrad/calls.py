@@ -11,6 +11,12 @@ from modgrad.backends import native, select
 REFUSALS = (RuntimeError, TypeError, NotImplementedError)
 
 
+def check_refusal(error: Exception) -> None:
+    """Raise what is no refusal: where a GPU fails amid an op's launches, some are done."""
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+        raise error
+
+
 def is_native(tensors: Sequence[Tensor], backend: str | None) -> bool:
     """Whether the native backend is to run, which checks every tensor itself.
 
@@ -34,7 +40,7 @@ def seed_on(device: torch.device, seed: int | Tensor | None) -> Tensor:
     if seed is None:
         raise ValueError("`seed` is None, allowed with `noise`: an integer or an int64 tensor")
     if not isinstance(seed, Tensor):
-        return torch.tensor(seed, dtype=torch.int64, device=device)
+        return torch.full((), seed, dtype=torch.int64, device=device)
     if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
         raise ValueError(
             f"`seed` is {seed.dtype} {list(seed.shape)} on {seed.device},"

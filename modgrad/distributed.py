@@ -15,7 +15,7 @@ def mean_over_ranks(total: Tensor, count: int, group: dist.ProcessGroup | None) 
     """
     if is_alone(group):
         return total / count
-    packed = torch.cat([total, total.new_tensor([float(count)])])
+    packed = torch.cat([total, total.new_full((1,), count)])
     dist.all_reduce(packed, group=group)
     return packed[:-1] / packed[-1]
 

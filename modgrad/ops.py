@@ -11,7 +11,7 @@ from torch import Tensor
 from modgrad import checks, per_loss
 from modgrad.backends import native, select
 from modgrad.backends.layout import is_dense
-from modgrad.calls import REFUSALS, is_native, seed_on, write_back
+from modgrad.calls import REFUSALS, check_refusal, is_native, seed_on, write_back
 
 
 def dense_in_memory(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -42,8 +42,8 @@ def group_sq_norms(
     if is_native(tensors, backend):
         try:
             return native.group_sq_norms(tensors, group, num_groups)
-        except REFUSALS:
-            pass
+        except REFUSALS as error:
+            check_refusal(error)
     device = checks.tensors("tensors", tensors)
     checks.group(group, len(tensors), num_groups)
     return select(device, backend).group_sq_norms(dense_in_memory(tensors), group, num_groups)
@@ -94,8 +94,8 @@ def modulate_(
         try:  # around the op alone: what follows must not make it run twice
             native.modulate_(grads, group, weights, noise, seed)
             dense = grads
-        except REFUSALS:
-            pass
+        except REFUSALS as error:
+            check_refusal(error)
     if dense is None:
         if checks.tensors("grads", grads) != device:
             raise ValueError(f"`weights` is on {device}, allowed: {grads[0].device}")
@@ -168,8 +168,8 @@ def group_gram(
     if per_loss.can_be_flat(grads_per_loss, len(group), backend):
         try:
             return native.group_gram(*per_loss.flat(grads_per_loss), group, num_groups, K)
-        except REFUSALS:
-            pass
+        except REFUSALS as error:
+            check_refusal(error)
     lists = per_loss.checked(grads_per_loss, [None] * len(grads_per_loss[0] if K else ()))
     checks.group(group, len(grads_per_loss[0]), num_groups)
     chosen = select(lists.grads[0].device, backend)
@@ -207,8 +207,8 @@ def combine_(
         try:  # around the op alone: what follows must not make it run twice
             native.combine_(out, *per_loss.flat(grads_per_loss), group, weights)
             dense = out
-        except REFUSALS:
-            pass
+        except REFUSALS as error:
+            check_refusal(error)
     if dense is None:
         lists = per_loss.checked(grads_per_loss, out)
         checks.group(group, len(out), len(weights))

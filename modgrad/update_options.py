@@ -86,7 +86,9 @@ def checked(
     check_apply(apply)
     lr_tensor = None
     if isinstance(lr, Tensor):
-        lr_tensor = _one("lr", lr.detach().to(device, torch.float32), device)
+        from_host = lr.device.type == "cpu"  # a copy that need not wait for the device
+        rate = lr.detach().to(device, torch.float32, non_blocking=from_host)
+        lr_tensor = _one("lr", rate, device)
     else:
         in_range("lr", lr)
     if noise is not None:

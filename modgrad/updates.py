@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from modgrad import checks, update_lists, update_options
 from modgrad.backends import native, select
-from modgrad.calls import REFUSALS, is_native, write_back
+from modgrad.calls import REFUSALS, check_refusal, is_native, write_back
 from modgrad.update_options import UpdateOptions, in_range
 
 
@@ -44,8 +44,8 @@ def _update(
         try:  # around the op alone: what follows must not make it run twice
             getattr(native, op)(*lists, *counted, group, weights, rate, *hyperparameters, **ending)
             changed = lists
-        except REFUSALS:
-            pass
+        except REFUSALS as error:
+            check_refusal(error)
     if changed is None:
         device = update_lists.check(params, grads, present, steps, group, len(weights))
         if weights.device != device:

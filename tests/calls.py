@@ -1,7 +1,6 @@
 """Every op once, for what holds of all of them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -161,13 +160,3 @@ def clones(tensors: Sequence[Tensor]) -> list[Tensor]:
 def assert_same_bits(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-
-
-@contextmanager
-def waits_are_errors() -> Iterator[None]:
-    """What makes the host wait for the GPU raises."""
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

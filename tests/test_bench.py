@@ -225,6 +225,22 @@ def test_no_time_is_printed_where_providers_disagree(tmp_path, monkeypatch, caps
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_case_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
+    (entry,) = [e for e in entries("cpu", quick=True) if e.label == "scale_backward"]
+
+    def build():
+        raise RuntimeError("out of memory")
+
+    wrong = entry._replace(label="wrong", build=build)
+    monkeypatch.setattr(command, "entries", lambda *_, **__: [wrong, entry._replace(seconds=0.1)])
+    assert bench(tmp_path) == 1
+    printed = capsys.readouterr()
+    assert "RuntimeError: out of memory" in printed.err
+    assert printed.err.endswith("no times of what failed:\n  wrong\n")
+    rows = read(tmp_path / "bench.jsonl")
+    assert {row["op"] for row in rows} == {"scale_backward"}
+
+
 def test_a_wrong_provider_is_caught_by_the_gates(monkeypatch):
     """The gate of every op on lists sees a backend that does nothing."""
     from modgrad import ops

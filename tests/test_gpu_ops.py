@@ -3,13 +3,13 @@
 import calls
 import pytest
 import torch
-from calls import assert_same_bits, clones, waits_are_errors
+from calls import assert_same_bits, clones
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import modgrad
 from modgrad.backends import native
-from modgrad.bench.timing import warm_up
+from modgrad.bench.timing import waits_are_errors, warm_up
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)

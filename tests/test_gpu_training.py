@@ -6,10 +6,9 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import waits_are_errors
 
 import modgrad
-from modgrad.bench.timing import warm_up
+from modgrad.bench.timing import waits_are_errors, warm_up
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)

@@ -62,7 +62,9 @@ def upload(values: Sequence[int] | NDArray[np.int64], device: torch.device) -> T
             "the triton backend cannot be captured in a CUDA graph, whose replays would copy from"
             " host memory that is no longer kept; capture with backend='native'"
         )
-    host = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=pinned)
+    host = torch.as_tensor(values, dtype=torch.int64, device="cpu")
+    if pinned:  # torch.tensor(pin_memory=True) takes no numpy array
+        host = host.pin_memory()
     return host.to(device, non_blocking=True)
 
 

@@ -56,7 +56,7 @@ cudaError_t launch_together(void (*kernel)(Parameters...), int64_t most, int32_t
   config.attrs = &cooperative;
   config.numAttrs = 1;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  if (error == cudaErrorCooperativeLaunchTooLarge) cudaGetLastError();
+  if (error != cudaSuccess) cudaGetLastError();  // it is returned: the next launch must not report it again
   return error;
 }
 

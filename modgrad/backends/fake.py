@@ -157,13 +157,17 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-def register(backend: str, implementations: dict[str, Callable[..., Any]] | None = None) -> None:
+def register(
+    backend: str,
+    implementations: dict[str, Callable[..., Any]] | None = None,
+    tags: Sequence[torch.Tag] = (),
+) -> None:
     """Define ``modgrad_<backend>::<op>`` for every op; C++ brings its implementations itself."""
     namespace = f"modgrad_{backend}"
     library = torch.library.Library(namespace, "DEF")
     _LIBRARIES.append(library)
     for op, schema in SCHEMAS.items():
-        library.define(op + schema)
+        library.define(op + schema, tags=tags)
         if implementations is not None:
             library.impl(op, implementations[op], "CompositeExplicitAutograd")
         torch.library.register_fake(f"{namespace}::{op}", _FAKES[op], lib=library)

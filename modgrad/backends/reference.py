@@ -1,5 +1,6 @@
 """Plain PyTorch: the definition of every op. The other backends are compared with it."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,8 +43,11 @@ def modulate_(
 
 
 def modality_scores(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
-    index = targets.long()[:, None]
-    rows = [x.to(wide(x.dtype)).softmax(dim=1).gather(1, index) for x in logits]
+    index, rows = targets.long()[:, None], []
+    for x in logits:
+        C = x.shape[1]
+        p = x.to(wide(x.dtype)).softmax(dim=1).gather(1, index.clamp(0, C - 1))
+        rows.append(torch.where((index >= 0) & (index < C), p, math.nan))
     return torch.stack([p.double().mean().float() for p in rows])
 
 

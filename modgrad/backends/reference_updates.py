@@ -48,8 +48,10 @@ def _rate(
     lr: float, lr_tensor: Tensor | None, weights: Tensor, g: int, scale_update: bool
 ) -> Tensor:
     """The learning rate of one parameter, float64 []."""
-    rate = weights.new_tensor(lr, dtype=torch.float64) if lr_tensor is None else lr_tensor.double()
-    rate = rate.reshape(())
+    if lr_tensor is None:
+        rate = weights.new_full((), lr, dtype=torch.float64)
+    else:
+        rate = lr_tensor.double().reshape(())
     return rate * _weight(weights, g).double() if scale_update else rate
 
 

@@ -40,7 +40,8 @@ def _launcher(op: str) -> Callable[..., Any]:
 
 
 _LAUNCHERS = {op: _launcher(op) for op in SCHEMAS}
-register("triton", _LAUNCHERS)
+# torch.compile's CUDA graphs are cut around them: upload() refuses to be captured
+register("triton", _LAUNCHERS, [torch.Tag.cudagraph_unsafe])
 
 
 def _call(op: str, *args: Any, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ WIDTH = 160  # columns of a table that is not printed on a screen
 
 
 def run(options: Options) -> int:
-    """Check and measure case by case; 1 where a check fails, 2 where nothing can run."""
+    """Check and measure case by case; 1 where one of them fails, 2 where nothing can run."""
     # a file has no width
     device, console = options.device, Console(width=None if sys.stdout.isatty() else WIDTH)
     if device == "cuda" and not torch.cuda.is_available():
@@ -43,39 +44,36 @@ def run(options: Options) -> int:
     started = time.perf_counter()
     minutes = sum(entry.estimate for entry in chosen) / 60
     console.print(f"{len(chosen)} cases, about {minutes:.1f} minutes", highlight=False)
-    try:
-        rows = _measure(chosen, options, console)
-    except AssertionError as error:
-        print(f"modgrad bench: providers disagree, nothing is reported\n{error}", file=sys.stderr)
-        return 1
     lines = options.output / "bench.jsonl"
-    results.write(rows, lines)  # first: minutes of measuring outlive what goes wrong after them
+    rows, failed = _measure(chosen, options, console, lines)
     for table in tables(rows):
         console.print(table)
-    for path in (*_save(rows, options.output), lines):
+    for path in (*_save(rows, options.output), lines) if rows else ():
         console.print(str(path), soft_wrap=True, highlight=False)
     seconds = time.perf_counter() - started
     console.print(f"{len(rows)} measurements in {seconds / 60:.1f} minutes", highlight=False)
-    return 0
+    if failed:
+        names = "\n  ".join(failed)
+        print(f"modgrad bench: no times of what failed:\n  {names}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def _measure(chosen: Sequence[Entry], options: Options, console: Console) -> list[Row]:
+def _measure(
+    chosen: Sequence[Entry], options: Options, console: Console, lines: Path
+) -> tuple[list[Row], list[str]]:
+    """Rows, written after every case: what is measured outlives what goes wrong; and failures."""
     torch.manual_seed(0)
     about = machine.about(options.device, options.command())
     flush = machine.flush(options.device)
     columns = BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     rows: list[Row] = []
+    failed: list[str] = []
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=sum(entry.estimate for entry in chosen))
         done = 0.0
         for number, entry in enumerate(chosen, 1):
             name = f"{number}/{len(chosen)} {entry.label}"
             progress.update(task, completed=done, description=f"{name}: checking")
-            case = entry.build()
-            try:
-                case.check()
-            except AssertionError as error:
-                raise AssertionError(f"{entry.label}: {error}") from error
 
             def report(
                 share: float, done: float = done, name: str = name, entry: Entry = entry
@@ -83,9 +81,16 @@ def _measure(chosen: Sequence[Entry], options: Options, console: Console) -> lis
                 now = done + share * entry.estimate
                 progress.update(task, completed=now, description=f"{name}: timing")
 
-            rows += results.measure(case, entry.seconds, options.device, about, flush, report)
+            try:
+                case = entry.build()
+                case.check()
+                rows += results.measure(case, entry.seconds, options.device, about, flush, report)
+                results.write(rows, lines)
+            except Exception:  # of any provider: the other cases are not at fault
+                failed.append(entry.label)
+                print(f"{entry.label}:\n{traceback.format_exc()}", file=sys.stderr)
             done += entry.estimate
-    return rows
+    return rows, failed
 
 
 def _save(rows: Sequence[Row], folder: Path) -> list[Path]:

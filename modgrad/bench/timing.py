@@ -2,7 +2,9 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from statistics import median, quantiles
 from typing import NamedTuple
 
@@ -117,6 +119,19 @@ def _on_device(
     return float(start.elapsed_time(end)) / 1e3
 
 
+@contextmanager
+def waits_are_errors() -> Iterator[None]:
+    """On CUDA, what makes the host wait for the device raises RuntimeError."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
 def warm_up(provider: Callable[[], object]) -> None:
     """Run once on a stream of its own, as has to come before a capture."""
     stream = torch.cuda.Stream()
@@ -128,12 +143,14 @@ def warm_up(provider: Callable[[], object]) -> None:
 
 def replayed(provider: Callable[[], object], rounds: int = 20) -> float | None:
     """Median ms of a CUDA graph's replay; None where the provider cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        warm_up(provider)
+        with waits_are_errors():  # a capture that ends in a wait leaves torch's streams in disorder
+            warm_up(provider)
         with torch.cuda.graph(graph):
             provider()
     except RuntimeError:
+        torch.cuda.set_stream(stream)
         torch.cuda.synchronize()
         return None
     times = interleaved({"replay": graph.replay}, 1.0, most=rounds, device="cuda")["replay"]

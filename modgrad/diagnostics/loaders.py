@@ -93,7 +93,7 @@ class Tally:
         if self._total is None or self._count == 0:
             raise ValueError("the loader has no samples, allowed: at least one")
         means = mean_over_ranks(self._total, self._count, group)
-        ranks = mean_over_ranks(means.new_tensor([float(self._count)]), 1, group)
+        ranks = mean_over_ranks(means.new_full((1,), self._count), 1, group)
         values = torch.cat([means, ranks]).cpu()
         if values[-2] > 0:
             raise ValueError(f"`targets` are out of range, allowed: 0 to {self._classes - 1}")
