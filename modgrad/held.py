@@ -1,4 +1,4 @@
-"""The parameters that an optimizer holds, and the modality of each."""
+"""The parameters that an optimizer holds, the modality of each, and what else it says of them."""
 
 from collections.abc import Sequence
 from operator import is_
@@ -83,6 +83,16 @@ class HeldParameters:
         own = set(map(id, self.own.parameters))
         shared = [p for p in self._all if p.requires_grad and id(p) not in own]
         return Assignment([p for p, _ in pairs], [g for _, g in pairs]), shared
+
+    @property
+    def grad_scale(self) -> Tensor | None:
+        """By which gradients are too large: set by GradScaler on fused optimizers."""
+        return getattr(self._optimizer, "grad_scale", None)
+
+    @property
+    def found_inf(self) -> Tensor | None:
+        """Not 0 where the step is to be skipped: set by GradScaler on fused optimizers."""
+        return getattr(self._optimizer, "found_inf", None)
 
     def learning_rate_is_zero(self) -> bool:
         """Whether every learning rate is a host-known 0, so that a step changes nothing."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from modgrad import ops
-from modgrad.balancers.base import Statistics
+from modgrad.balancers.base import MEASURED, Statistics
 
 
 class Foreseen(NamedTuple):
@@ -49,6 +49,11 @@ class Meter:
     names: frozenset[str]
     num_modalities: int
     backend: str | None
+
+    def __post_init__(self) -> None:
+        if not self.names <= MEASURED:
+            unknown = sorted(self.names - MEASURED)
+            raise ValueError(f"unknown statistics {unknown}, allowed: {sorted(MEASURED)}")
 
     def _sq_norms(self, tensors: Sequence[Tensor], group: Sequence[int]) -> Tensor:
         return ops.group_sq_norms(tensors, group, self.num_modalities, backend=self.backend)

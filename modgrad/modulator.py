@@ -10,20 +10,20 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from modgrad import checks, several_losses
-from modgrad.autograd import scale_backward
+from modgrad import boundary, checks
 from modgrad.backends import select
-from modgrad.balancers.base import MEASURED, OBSERVED, Balancer, Statistics, check_balancer
+from modgrad.balancers.base import OF_LOSSES, Balancer, check_balancer
+from modgrad.boundary import Boundary
 from modgrad.decider import Decider
-from modgrad.distributed import is_sharded
 from modgrad.held import HeldParameters
 from modgrad.memory import Memory
 from modgrad.meter import Foreseen, Meter
 from modgrad.modalities import Modalities
-from modgrad.observation import Observation, Observed, check_keywords, in_order
+from modgrad.observation import Observation, check_keywords
 from modgrad.one_loss import OneLoss
 from modgrad.records import Decision, LastStep, Pending
 from modgrad.seen import Seen
+from modgrad.several_losses import SeveralLosses
 
 
 class Modulator:
@@ -65,30 +65,17 @@ class Modulator:
             raise TypeError(f"`modalities` is {type(modalities).__name__}, allowed: Modalities")
         check_balancer(balancer)
         losses, record = checks.names("losses", losses), checks.names("record", record)
-        self.modalities, self.balancer, self.backend = modalities, balancer, backend
-        self._meter = Meter(frozenset(balancer.needs) | set(record), len(modalities), backend)
-        self.process_group = process_group
         if at not in ("parameters", "boundary"):
             raise ValueError(f"`at` is {at!r}, allowed: 'parameters', 'boundary'")
-        if not self._meter.names <= MEASURED:
-            unknown = sorted(self._meter.names - MEASURED)
-            raise ValueError(f"unknown statistics {unknown}, allowed: {sorted(MEASURED)}")
-        if at == "boundary" and not balancer.needs <= OBSERVED:
-            late = sorted(balancer.needs - OBSERVED)
-            raise ValueError(f"{late} are known after backward only, allowed: at='parameters'")
-        if at == "boundary" and getattr(balancer, "adds_noise", False):
-            raise ValueError("GE noise needs the gradients, allowed: at='parameters', or noise=0")
         if not losses or len(set(losses)) < len(losses):
             raise ValueError(f"`losses` is {list(losses)}, allowed: different names, at least one")
-        self.at, self.losses = at, losses
-        self._takes_losses = len(losses) > 1 or not self._meter.names.isdisjoint(
-            {"losses", "gram", "tensor_gram"}
-        )
-        asked_by = type(balancer).__name__
-        self._seen = Seen(self._meter.names, modalities.names, asked_by, backend)
-        if at == "boundary" and self._takes_losses:
-            raise ValueError("several losses are balanced at='parameters' only")
-        self._optimizer = optimizer
+        names, M = modalities.names, len(modalities)
+        meter = Meter(frozenset(balancer.needs) | set(record), M, backend)
+        self._takes_losses = len(losses) > 1 or not meter.names.isdisjoint(OF_LOSSES)
+        if at == "boundary":
+            boundary.check(balancer, self._takes_losses)
+        self.modalities, self.balancer, self.backend = modalities, balancer, backend
+        self.process_group, self.at, self.losses = process_group, at, losses
         self._parameters = HeldParameters(optimizer, modalities)
         device = self._parameters.own.parameters[0].device
         select(device, backend)  # an unusable backend is an error here, not in the first step
@@ -96,15 +83,15 @@ class Modulator:
         self._folded = False
         self.last: LastStep | None = None
         self._decided: Decision | None = None  # before step, by observe or backward
-        self._boundary_used = self._boundary_passed = False
         self._foreseen: Foreseen | None = None
-
-        state = balancer.init(modalities.names, len(self.losses), device)
-        self._memory = Memory(modalities.names, state, seed, device)
-        size = len(modalities), len(self.losses)
-        self._decide = Decider(balancer, self._memory, *size, self._takes_losses, backend)
-        self._one_loss = OneLoss(self._parameters, self._meter, self._decide)
-        self._weights = torch.ones(len(modalities), device=device)
+        self._boundary = Boundary(names, device, backend)
+        self._memory = Memory(names, balancer.init(names, len(losses), device), seed, device)
+        asked_by = type(balancer).__name__
+        self._seen = Seen(meter.names, names, asked_by, self._memory, backend, process_group)
+        self._decide = Decider(balancer, self._memory, M, len(losses), self._takes_losses, backend)
+        parts = self._parameters, meter, self._decide
+        self._one_loss = OneLoss(*parts)
+        self._several_losses = SeveralLosses(losses, *parts, process_group)
 
     @property
     def enabled(self) -> bool:
@@ -115,7 +102,7 @@ class Modulator:
     def enabled(self, value: bool) -> None:
         self._enabled = value
         if not value:  # no weight of an earlier step lives on at the boundary
-            self._weights.fill_(1.0)
+            self._boundary.clear()
             self.forget()
 
     @property
@@ -155,9 +142,12 @@ class Modulator:
         """Tell the balancer which epoch it is, for windows in epochs."""
         self._memory.set_epoch(epoch)
 
-    def _follow(self, device: torch.device) -> None:
+    def _follow(self) -> torch.device:
+        """Where the parameters are now, and all that is kept of them too."""
+        device = self._parameters.own.parameters[0].device
         if self._memory.follow(device):
-            self._weights = self._weights.to(device)
+            self._boundary.follow(device)
+        return device
 
     @torch.no_grad()
     def observe(self, **observation: Unpack[Observation]) -> None:
@@ -171,38 +161,24 @@ class Modulator:
         check_keywords(observation)
         if not self.enabled or not self._seen.names:
             return
-        if self._boundary_passed:
-            raise RuntimeError("at='boundary', but `observe` comes after backward: too late")
-        self._follow(self._parameters.own.parameters[0].device)
-        batch = self._seen.measure(observation, self._weights.device)
-        if self.at == "boundary":
-            decision = self._decide(self._known(batch))
-            if decision.modulation.noise is not None:
-                raise ValueError("GE noise needs the gradients, allowed: at='parameters'")
-            self._weights.copy_(decision.weights[:, 0])
-            self._decided = decision
-            self._seen.replace(batch)
-        else:
+        self._boundary.require_time()
+        batch = self._seen.measure(observation, self._follow())
+        if self.at == "parameters":
             self._seen.add(batch)
+            return
+        decision = self._decide(self._seen.known(batch))
+        self._boundary.apply(decision)
+        self._decided = decision
+        self._seen.replace(batch)
 
     @property
     def weights(self) -> Tensor:
         """This step's weights, float32 [M]: one tensor, refilled by ``observe`` at the boundary."""
-        self._boundary_used = True
-        return self._weights
+        return self._boundary.weights
 
     def scale_backward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The features unchanged; their gradients will be scaled by this step's weights."""
-        ordered = in_order("features", features, self.modalities.names)
-        scaled = scale_backward(ordered, self.weights, backend=self.backend)
-        self._boundary_passed = False
-        for x in scaled.values():
-            if x.requires_grad and not torch.compiler.is_compiling():
-                x.register_hook(self._note_backward)
-        return scaled
-
-    def _note_backward(self, grad: Tensor) -> None:
-        self._boundary_passed = True
+        return self._boundary.scale_backward(features)
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
         """Instead of ``loss.backward()``: balance several losses, and fill the gradients.
@@ -219,33 +195,14 @@ class Modulator:
             TypeError: no mapping, or a loss that is no tensor.
             ValueError: other names, or a loss that is no scalar or requires no gradient.
         """
-        values = list(in_order("losses", losses, self.losses).values())
-        for name, value in losses.items():
-            if value.numel() != 1:
-                found = f"has shape {list(value.shape)}"
-                raise ValueError(f"`losses[{name!r}]` {found}, allowed: a scalar")
-            if not value.requires_grad:
-                raise ValueError(
-                    f"`losses[{name!r}]` requires no gradient, allowed: a loss that leads to"
-                    " trainable parameters (is it detached, are its encoders frozen?)"
-                )
-        values = [value.reshape(()) for value in values]
-        held = self._parameters.refresh()
+        values = self._several_losses.checked(losses)
+        self._parameters.refresh()
         if not self.enabled:
-            trained = [p for p in held if p.requires_grad]
-            several_losses.backward_of_sum(torch.stack(values).sum(), trained, self.process_group)
+            self._several_losses.plain_backward(values)
             return
         self._seen.require()
-        own, shared = self._parameters.trainable()
-        if any(map(is_sharded, own.parameters)):
-            raise NotImplementedError(
-                "backward of several losses with sharded parameters (DTensor), allowed: one loss,"
-                " or parameters that are not sharded"
-            )
-        self._follow(self._parameters.own.parameters[0].device)
-        self._decided = several_losses.backward(
-            values, own, shared, self._known(), self._meter, self._decide, self.process_group
-        )
+        self._follow()
+        self._decided = self._several_losses.backward(values, self._seen.known())
 
     @torch.no_grad()
     def modulate(self) -> None:
@@ -259,8 +216,7 @@ class Modulator:
         if self._folded:
             return
         grads = [p.grad for p in self.held]
-        at_once = self._one_loss.takes_one_op(grads, self._grad_scale)
-        pending = self.decide(grads, ahead=at_once)
+        pending = self.decide(grads, ahead=self._one_loss.takes_one_op(grads))
         if pending is not None:
             measured = {} if pending.applied else self._one_loss.scale_(grads, pending)
             self.commit(pending, measured)
@@ -282,28 +238,20 @@ class Modulator:
         if not self._parameters.has_gradient(grads):  # frozen, or absent: a step of its own still
             self.forget()
             return None
-        self._follow(self._parameters.own.parameters[0].device)
+        self._follow()
         is_unprepared = self._decided is None and (self._takes_losses or self._seen.is_missing)
         if is_unprepared and self._parameters.learning_rate_is_zero():
             return None  # how torch.distributed.checkpoint makes an optimizer create its state
         self._seen.require()
-        if self.at == "boundary" and not self._boundary_used:
-            raise RuntimeError("at='boundary', but `scale_backward` was not called in forward")
+        if self.at == "boundary":
+            self._boundary.require_use()
         if self._takes_losses and self._decided is None:
             raise RuntimeError(
                 f"call backward({{…}}) with {list(self.losses)}, not loss.backward()"
             )
         if self._decided is not None:
             return Pending(self._decided, applied=True)
-        scale = self._grad_scale
-        return self._one_loss.decide(
-            self._known(), grads, ahead=ahead, grad_scale=scale, foreseen=foreseen
-        )
-
-    @property
-    def _grad_scale(self) -> Tensor | None:
-        """By which gradients are too large: set by GradScaler on fused optimizers."""
-        return getattr(self._optimizer, "grad_scale", None)
+        return self._one_loss.decide(self._seen.known(), grads, ahead=ahead, foreseen=foreseen)
 
     def foresee(self, grads: Sequence[Tensor | None], sq_norms: Tensor) -> None:
         """Spare the next step a reading: the squared norms of its gradients, as they are now.
@@ -312,13 +260,8 @@ class Modulator:
             grads: those of ``held``; where others come, or these are changed, they are measured.
             sq_norms: float64 [M], by modality.
         """
-        if "grad_sq_norms" in self._meter.names:
+        if "grad_sq_norms" in self._one_loss.meter.names:
             self._foreseen = Foreseen.of(grads, sq_norms)
-
-    def _known(self, batch: Observed | None = None) -> Statistics:
-        """What is known without gradients: of this batch, or of all since the last step."""
-        means = self._seen.means(self.process_group, batch)
-        return Statistics(self._memory.step, self._memory.epoch, **means)
 
     def forget(self) -> None:
         """Drop what was observed and decided since the last step: of a batch that is skipped."""
@@ -336,12 +279,12 @@ class Modulator:
             pending = self._decide.after(pending, late)
         decision = pending.decision
         if not pending.applied:
-            self._weights.copy_(decision.weights[:, 0])
+            self._boundary.fill(decision.weights[:, 0])
         # before the state, of which the weights may be a part, is refilled
         self.last = decision.as_last(self.modalities.names, self._takes_losses)
-        self._memory.advance(decision.state, getattr(self._optimizer, "found_inf", None))
+        self._memory.advance(decision.state, self._parameters.found_inf)
         self.forget()
-        self._boundary_used = self._boundary_passed = False
+        self._boundary.end_step()
 
     def state_dict(self) -> dict[str, Any]:
         """Step, epoch, seed, and the balancer's state: plain containers and tensors."""

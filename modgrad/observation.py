@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -146,14 +145,12 @@ def _scores(
         values, keys = list(logits.unbind(0)), ()
     else:
         raise ValueError(f"`logits` has shape {list(logits.shape)}, allowed: [{M}, B, C]")
-    measured = partial(ops.modality_scores, values, targets, backend=backend)
     try:
-        return measured(), len(targets)
+        checks.logits_and_targets(values, targets, "logits", keys, _OTHER_TARGETS)
     except (TypeError, ValueError):
-        pass  # the checks again, with the names that are known here
-    _check_features(observation.get("features"), targets)
-    checks.logits_and_targets(values, targets, "logits", keys, _OTHER_TARGETS)
-    return measured(), len(targets)
+        _check_features(observation.get("features"), targets)  # where they are the cause
+        raise
+    return ops.scores(values, targets, backend=backend), len(targets)
 
 
 def _check_features(features: Mapping[str, Tensor] | None, targets: Tensor) -> None:

@@ -23,10 +23,11 @@ class OneLoss:
     meter: Meter
     decider: Decider
 
-    def takes_one_op(self, grads: Sequence[Tensor | None], grad_scale: Tensor | None) -> bool:
+    def takes_one_op(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether they can be measured, weighed by a rule and scaled at once."""
         by_norms = self.meter.names == {"grad_sq_norms"} and self.decider.by_norms is not None
-        return by_norms and grad_scale is None and not self._are_sharded(grads)
+        is_scaled = self.parameters.grad_scale is not None
+        return by_norms and not is_scaled and not self._are_sharded(grads)
 
     def decide(
         self,
@@ -34,7 +35,6 @@ class OneLoss:
         grads: Sequence[Tensor | None],
         *,
         ahead: bool,
-        grad_scale: Tensor | None,
         foreseen: Foreseen | None,
     ) -> Pending:
         """What is to be done with the gradients; nothing is, yet.
@@ -42,10 +42,9 @@ class OneLoss:
         Args:
             known: without the gradients.
             ahead: decide before the norms are there, where that can be.
-            grad_scale: by which the gradients are too large, if given.
             foreseen: their norms, if somebody measured them before.
         """
-        late = self.meter.names - OBSERVED
+        late, grad_scale = self.meter.names - OBSERVED, self.parameters.grad_scale
         if "grad_sq_norms" in late and foreseen is not None and foreseen.holds(grads):
             known = replace(known, grad_sq_norms=unscaled(foreseen.sq_norms, grad_scale))
             late -= {"grad_sq_norms"}

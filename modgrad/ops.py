@@ -128,8 +128,12 @@ def modality_scores(
             raise ValueError(f"`logits` has shape {list(logits.shape)}, allowed: [M, B, C]")
         logits = logits.unbind(0)
     checks.logits_and_targets(logits, targets)
-    chosen = select(targets.device, backend)
-    return chosen.modality_scores(
+    return scores(logits, targets, backend=backend)
+
+
+def scores(logits: Sequence[Tensor], targets: Tensor, *, backend: str | None = None) -> Tensor:
+    """``modality_scores`` of M tensors that were checked."""
+    return select(targets.device, backend).modality_scores(
         [x.detach().contiguous() for x in logits], targets.detach().long().contiguous()
     )
 

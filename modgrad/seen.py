@@ -1,12 +1,12 @@
 """What ``observe`` has shown since the last step."""
 
 import torch
-from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from modgrad import observation as observed
-from modgrad.balancers.base import OBSERVED
+from modgrad.balancers.base import OBSERVED, Statistics
 from modgrad.distributed import mean_of_means
+from modgrad.memory import Memory
 from modgrad.observation import Observation, Observed
 
 
@@ -17,7 +17,9 @@ class Seen:
         names: of these statistics, those that come of observations are kept as ``names``.
         modalities: in their order.
         asked_by: who needs them, for errors.
+        memory: knows the step and the epoch.
         backend: which backend measures.
+        process_group: the ranks over which means are taken; None means all.
     """
 
     def __init__(
@@ -25,10 +27,13 @@ class Seen:
         names: frozenset[str],
         modalities: tuple[str, ...],
         asked_by: str,
+        memory: Memory,
         backend: str | None,
+        process_group: ProcessGroup | None,
     ) -> None:
         self.names = names & OBSERVED
-        self._modalities, self._asked_by, self._backend = modalities, asked_by, backend
+        self._modalities, self._asked_by, self._memory = modalities, asked_by, memory
+        self._backend, self._process_group = backend, process_group
         self._batches: Observed | None = None
 
     @property
@@ -60,9 +65,10 @@ class Seen:
         """This batch alone, or none."""
         self._batches = batch
 
-    def means(
-        self, process_group: ProcessGroup | None, batch: Observed | None = None
-    ) -> dict[str, Tensor]:
-        """Over all ranks: of this batch, or of all that were added."""
-        known = (batch or self._batches or {}).items()
-        return {name: mean_of_means(*means, process_group) for name, means in known}
+    def known(self, batch: Observed | None = None) -> Statistics:
+        """All that is known without gradients: of this batch, or of all that were added."""
+        means = {
+            name: mean_of_means(*mean, self._process_group)
+            for name, mean in (batch or self._batches or {}).items()
+        }
+        return Statistics(self._memory.step, self._memory.epoch, **means)

@@ -1,7 +1,7 @@
 """Several losses, each with its own weight in each modality: what stands in for ``backward``."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,68 +10,94 @@ from torch.distributed import ProcessGroup
 from modgrad import gradients, ops
 from modgrad.balancers.base import Statistics
 from modgrad.decider import Decider
-from modgrad.distributed import mean_over_ranks
+from modgrad.distributed import is_sharded, mean_over_ranks
+from modgrad.held import HeldParameters
 from modgrad.meter import Meter
-from modgrad.modalities import Assignment
+from modgrad.observation import in_order
 from modgrad.records import Decision
 
 _OF_ONE_OP = frozenset({"gram", "grad_sq_norms", "losses", "scores"})
 _OF_GRADIENTS = frozenset({"gram", "tensor_gram", "grad_sq_norms", "param_sq_norms"})
 
 
-def backward_of_sum(
-    total: Tensor, parameters: Sequence[nn.Parameter], process_group: ProcessGroup | None
-) -> None:
-    """An ordinary backward, whose gradients are then averaged over the ranks.
+@dataclass(frozen=True)
+class SeveralLosses:
+    """Of these names; their weighted gradients are added to ``.grad`` of ``parameters``."""
 
-    Under ``no_sync`` nobody else does it; where DDP has, the mean of equal values changes nothing.
-    """
-    total.backward()
-    gradients.mean_over_ranks_([p.grad for p in parameters], process_group)
+    names: tuple[str, ...]
+    parameters: HeldParameters
+    meter: Meter
+    decider: Decider
+    process_group: ProcessGroup | None
 
+    def checked(self, losses: Mapping[str, Tensor]) -> list[Tensor]:
+        """One for each name, in their order, as scalars that gradients can be taken of."""
+        values = in_order("losses", losses, self.names).values()
+        for name, value in losses.items():
+            if value.numel() != 1:
+                found = f"has shape {list(value.shape)}"
+                raise ValueError(f"`losses[{name!r}]` {found}, allowed: a scalar")
+            if not value.requires_grad:
+                raise ValueError(
+                    f"`losses[{name!r}]` requires no gradient, allowed: a loss that leads to"
+                    " trainable parameters (is it detached, are its encoders frozen?)"
+                )
+        return [value.reshape(()) for value in values]
 
-def backward(
-    losses: Sequence[Tensor],
-    own: Assignment,
-    shared: Sequence[nn.Parameter],
-    known: Statistics,
-    meter: Meter,
-    decide: Decider,
-    process_group: ProcessGroup | None,
-) -> Decision | None:
-    """Measure, decide, and add the weighted gradients to ``.grad``.
+    def plain_backward(self, losses: Sequence[Tensor]) -> None:
+        """That of their sum, unmeasured."""
+        own, shared = self.parameters.trainable()
+        self._backward_of(torch.stack(list(losses)).sum(), [*own.parameters, *shared])
 
-    Weights of whole losses that are known without gradients cost one ordinary backward. None where
-    all encoders are frozen and nothing weighs the losses of the rest: an ordinary backward too.
-    """
-    values = torch.stack([loss.detach().float() for loss in losses])
-    known = replace(known, losses=mean_over_ranks(values, 1, process_group))
-    if not meter.names & _OF_GRADIENTS:
-        decision = decide(known)
-        weights = decision.modulation.weights
-        if weights.dim() == 1:
-            total = (weights.to(losses[0].device) * torch.stack(list(losses))).sum()
-            backward_of_sum(total, [*own.parameters, *shared], process_group)
-            return decision
-    parameters, group = own
-    if not parameters:
-        backward_of_sum(torch.stack(list(losses)).sum(), shared, process_group)
-        return None
-    grads = [
-        gradients.averaged(each, parameters, process_group)
-        for each in gradients.per_loss(losses, parameters)
-    ]
-    combined = [torch.empty_like(p, requires_grad=False) for p in parameters]
-    one_op = meter.names <= _OF_ONE_OP
-    found = decide.balance(known, grads, group, combined) if one_op else None
-    if found is None:
-        found = decide(meter.of_losses(known, parameters, grads, group))
-        _combine(found, grads, group, combined, meter.backend)
-    whole = found.modulation.weights if found.modulation.weights.dim() == 1 else None
-    of_shared = gradients.owned(gradients.of_sum(losses, whole, shared), shared)
-    gradients.mean_over_ranks_(of_shared, process_group)
-    gradients.accumulate([*parameters, *shared], [*combined, *of_shared])
-    return found
+    def backward(self, losses: Sequence[Tensor], known: Statistics) -> Decision | None:
+        """Measure, decide, and add the weighted gradients to ``.grad``.
+
+        Weights of whole losses that are known without gradients cost one ordinary backward. None
+        where all encoders are frozen and nothing weighs the losses of the rest: an ordinary
+        backward too.
+        """
+        (parameters, group), shared = self.parameters.trainable()
+        if any(map(is_sharded, parameters)):
+            raise NotImplementedError(
+                "backward of several losses with sharded parameters (DTensor), allowed: one loss,"
+                " or parameters that are not sharded"
+            )
+        values = torch.stack([loss.detach().float() for loss in losses])
+        known = replace(known, losses=mean_over_ranks(values, 1, self.process_group))
+        if not self.meter.names & _OF_GRADIENTS:
+            decision = self.decider(known)
+            weights = decision.modulation.weights
+            if weights.dim() == 1:
+                total = (weights.to(losses[0].device) * torch.stack(list(losses))).sum()
+                self._backward_of(total, [*parameters, *shared])
+                return decision
+        if not parameters:
+            self._backward_of(torch.stack(list(losses)).sum(), shared)
+            return None
+        grads = [
+            gradients.averaged(each, parameters, self.process_group)
+            for each in gradients.per_loss(losses, parameters)
+        ]
+        combined = [torch.empty_like(p, requires_grad=False) for p in parameters]
+        one_op = self.meter.names <= _OF_ONE_OP
+        found = self.decider.balance(known, grads, group, combined) if one_op else None
+        if found is None:
+            found = self.decider(self.meter.of_losses(known, parameters, grads, group))
+            _combine(found, grads, group, combined, self.meter.backend)
+        whole = found.modulation.weights if found.modulation.weights.dim() == 1 else None
+        of_shared = gradients.owned(gradients.of_sum(losses, whole, shared), shared)
+        gradients.mean_over_ranks_(of_shared, self.process_group)
+        gradients.accumulate([*parameters, *shared], [*combined, *of_shared])
+        return found
+
+    def _backward_of(self, total: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+        """An ordinary one, whose gradients are then averaged over the ranks.
+
+        Under ``no_sync`` nobody else does it; where DDP has, the mean of equal values changes
+        nothing.
+        """
+        total.backward()
+        gradients.mean_over_ranks_([p.grad for p in parameters], self.process_group)
 
 
 def _combine(

@@ -8,7 +8,7 @@ import networks
 import pytest
 import torch
 from dispatched import Ops
-from test_fused import INNER, TWO, assert_same, backward, pair, values, wrap
+from fused import INNER, TWO, assert_same, backward, pair, values, wrap
 
 import modgrad
 from modgrad import OGM, EqualNorms

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dispatched import Ops
-from test_fused import SGD, TWO, AdamW, assert_equal, assert_same, pair, train, values
+from fused import SGD, TWO, AdamW, assert_equal, assert_same, pair, train, values
 
 import modgrad
 from modgrad import Modalities, ModulatedOptimizer

@@ -15,7 +15,7 @@ import torch
 import updates
 from conftest import usable
 from dispatched import Ops
-from test_fused import TWO, AdamW, pair, train
+from fused import TWO, AdamW, pair, train
 from torch.testing._internal.two_tensor import TwoTensor
 
 import modgrad

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_modulator import TWO, setup
 
 import modgrad
-from modgrad import OGM, Modalities
+from modgrad import OGM, FixedWeights, Modalities
 
 
 def test_a_batch_that_is_skipped_can_be_forgotten():
@@ -83,23 +83,25 @@ def test_a_modality_that_is_absent_is_looked_for_once(monkeypatch):
     assert len(looked) == 1
 
 
-def test_to_observe_after_backward_is_too_late_at_the_boundary():
-    model, optimizer = setup(TWO, OGM(0.3), at="boundary")
-
-    def forward():
-        inputs, targets = networks.batch(TWO)
-        features = {m: encoder(inputs[m]) for m, encoder in model.encoders.items()}
-        features = optimizer.modulator.scale_backward(features)
-        output = model.head(torch.cat(list(features.values()), dim=1))
-        seen = {"features": features, "head": model.head, "targets": targets}
-        return F.cross_entropy(output, targets), seen
-
-    for _ in range(2):  # batches of one step
-        loss, seen = forward()
-        optimizer.observe(**seen)
-        loss.backward()
+def test_a_step_that_changes_nothing_needs_no_observation():
+    """As torch.distributed.checkpoint steps, with zero gradients and learning rate 0."""
+    model, optimizer = setup(TWO)
+    optimizer.param_groups[0]["lr"] = 0.0
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
     optimizer.step()
-    loss, seen = forward()
-    loss.backward()
-    with pytest.raises(RuntimeError, match="`observe` comes after backward"):
-        optimizer.observe(**seen)
+    assert optimizer.modulator.last is None
+    assert optimizer.modulator.state_dict()["step"] == 0
+
+
+def test_missing_gradients_and_frozen_parameters(device):
+    model, optimizer = setup(TWO, FixedWeights({"audio": 0.5}), device, fused=False)
+    model.encoders["audio"][0].requires_grad_(False)
+    inputs, targets = networks.batch(TWO, device=device)
+    F.cross_entropy(model(inputs)[1], targets).backward()
+    expected = 0.5 * model.encoders["audio"][2].weight.grad
+    optimizer.step()
+    assert torch.equal(model.encoders["audio"][2].weight.grad, expected)
+    optimizer.zero_grad()
+    optimizer.step()  # no gradient at all
+    assert optimizer.modulator.state_dict()["step"] == 1

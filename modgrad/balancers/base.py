@@ -49,6 +49,9 @@ MEASURED = frozenset(f.name for f in fields(Statistics)) - {"step", "epoch", "te
 OBSERVED = frozenset({"scores", "response_losses"})
 """Those that come from ``observe``, and are known before backward."""
 
+OF_LOSSES = frozenset({"losses", "gram", "tensor_gram"})
+"""Those that come from the losses given to ``Modulator.backward``, by name."""
+
 
 class Modulation(NamedTuple):
     """What to do to the gradients of a step."""
