@@ -95,6 +95,5 @@ def scale_backward(
     values = list(features.values()) if isinstance(features, Mapping) else list(features)
     device = checks.tensors("features", values)
     checks.vector("weights", weights, len(values), device)
-    # .data shares the memory but not the version counter
-    out: tuple[Tensor, ...] = _ScaleBackward.apply(weights.data, backend, *values)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, ...] = _ScaleBackward.apply(weights, backend, *values)  # type: ignore[no-untyped-call]
     return dict(zip(features, out, strict=True)) if isinstance(features, Mapping) else out

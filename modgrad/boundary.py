@@ -72,11 +72,13 @@ class Boundary:
         self.fill(decision.weights[:, 0])
 
     def fill(self, weights: Tensor) -> None:
-        self._weights.copy_(weights)
+        # .data has a version counter of its own: what a compiled forward of torch 2.10 has kept for
+        # its backward must not count as changed
+        self._weights.data.copy_(weights)
 
     def clear(self) -> None:
         """Scale nothing."""
-        self._weights.fill_(1.0)
+        self._weights.data.fill_(1.0)
 
     def end_step(self) -> None:
         """The next forward and backward have not come by."""

@@ -19,7 +19,7 @@ from modgrad.held import HeldParameters
 from modgrad.memory import Memory
 from modgrad.meter import Foreseen, Meter
 from modgrad.modalities import Modalities
-from modgrad.observation import Observation, check_keywords
+from modgrad.observation import Observation, check_keywords, in_order
 from modgrad.one_loss import OneLoss
 from modgrad.records import Decision, LastStep, Pending
 from modgrad.seen import Seen
@@ -92,6 +92,7 @@ class Modulator:
         parts = self._parameters, meter, self._decide
         self._one_loss = OneLoss(*parts)
         self._several_losses = SeveralLosses(losses, *parts, process_group)
+        self._foretell()
 
     @property
     def enabled(self) -> bool:
@@ -103,7 +104,7 @@ class Modulator:
         self._enabled = value
         if not value:  # no weight of an earlier step lives on at the boundary
             self._boundary.clear()
-            self.forget()
+        self.forget()
 
     @property
     def held(self) -> list[nn.Parameter]:
@@ -137,16 +138,26 @@ class Modulator:
     @state.setter
     def state(self, state: Any) -> None:
         self._memory.state = state
+        self._foretell()
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the balancer which epoch it is, for windows in epochs."""
         self._memory.set_epoch(epoch)
+        self._foretell()
+
+    def _foretell(self) -> None:
+        """At the boundary, what depends on no observation is decided before forward comes by."""
+        if self.at == "boundary" and self._enabled and not self._seen.names:
+            decision = self._decide(self._seen.known())
+            self._boundary.apply(decision)
+            self._decided = decision
 
     def _follow(self) -> torch.device:
         """Where the parameters are now, and all that is kept of them too."""
         device = self._parameters.own.parameters[0].device
         if self._memory.follow(device):
             self._boundary.follow(device)
+            self._foretell()
         return device
 
     @torch.no_grad()
@@ -173,11 +184,15 @@ class Modulator:
 
     @property
     def weights(self) -> Tensor:
-        """This step's weights, float32 [M]: one tensor, refilled by ``observe`` at the boundary."""
+        """Float32 [M], one tensor that is refilled: this step's weights at the boundary, for
+        ``modgrad.scale_backward``; the last step's at the parameters."""
         return self._boundary.weights
 
     def scale_backward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The features unchanged; their gradients will be scaled by this step's weights."""
+        """The features unchanged; at the boundary, their gradients will be scaled by this step's
+        weights, which at the parameters act in ``step``."""
+        if self.at == "parameters":
+            return in_order("features", features, self.modalities.names)
         return self._boundary.scale_backward(features)
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
@@ -267,6 +282,7 @@ class Modulator:
         """Drop what was observed and decided since the last step: of a batch that is skipped."""
         self._seen.replace(None)
         self._decided = None
+        self._foretell()
 
     @torch.no_grad()
     def commit(self, pending: Pending, late: Mapping[str, Tensor]) -> None:

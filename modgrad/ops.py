@@ -140,8 +140,12 @@ def scores(logits: Sequence[Tensor], targets: Tensor, *, backend: str | None = N
 
 def scaled(grads: Sequence[Tensor], weights: Tensor, *, backend: str | None = None) -> list[Tensor]:
     """``weights[m] * grads[m]`` as new tensors: the backward of ``scale_backward``."""
+    if torch.compiler.is_compiling():  # gradients may come with other strides than the traced ones
+        dense: Sequence[Tensor] = [grad.contiguous() for grad in grads]
+    else:
+        dense = dense_in_memory(grads)
     return select(weights.device, backend).scale_backward(
-        dense_in_memory(grads), weights.detach().float().contiguous()
+        dense, weights.detach().float().contiguous()
     )
 
 
