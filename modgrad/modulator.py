@@ -260,6 +260,7 @@ class Modulator:
         self._seen.require()
         if self.at == "boundary":
             self._boundary.require_use()
+            self._foretell()  # again: a captured step makes its next state in every replay
         if self._takes_losses and self._decided is None:
             raise RuntimeError(
                 f"call backward({{…}}) with {list(self.losses)}, not loss.backward()"

@@ -22,6 +22,7 @@ ONE_LOSS = {
     "EqualNorms": modgrad.EqualNorms(),
     "Smoothed": modgrad.Smoothed(modgrad.OGM(0.5), 0.9),
     "Between": modgrad.Between(modgrad.OGM(0.5), 0, 2),
+    "Smoothed, fixed": modgrad.Smoothed(modgrad.FixedWeights({"audio": 0.3}), 0.9),
 }
 SEVERAL = {
     "MMPareto": modgrad.MMPareto(),
@@ -91,7 +92,7 @@ def test_the_host_waits_for_nothing_in_a_step(device, optimizer, name):
 
 
 @on_gpu
-@pytest.mark.parametrize("name", ["OGM", "Smoothed"])
+@pytest.mark.parametrize("name", ["OGM", "Smoothed", "Smoothed, fixed"])
 def test_nor_at_the_boundary(device, name):
     check_waits(Trainer(name, "AdamW", device, at="boundary"), device)
 
@@ -104,12 +105,16 @@ def check_waits(trainer, device):
         trainer.step(*last)
 
 
+PLACES = [(name, "parameters") for name in (*ONE_LOSS, *SEVERAL)]
+PLACES += [(name, "boundary") for name in ("FixedWeights", "OGM", "Smoothed", "Smoothed, fixed")]
+
+
 @on_gpu
 @optimizers
-@balancers
-def test_a_captured_step_trains_as_an_eager_one(device, optimizer, name):
-    eager = Trainer(name, optimizer, device)
-    captured = Trainer(name, optimizer, device, model=copy.deepcopy(eager.model))
+@pytest.mark.parametrize(("name", "at"), PLACES)
+def test_a_captured_step_trains_as_an_eager_one(device, optimizer, name, at):
+    eager = Trainer(name, optimizer, device, at)
+    captured = Trainer(name, optimizer, device, at, model=copy.deepcopy(eager.model))
     first, later = batches(3, device), batches(5, device)
     warm_up(lambda: [captured.step(*batch) for batch in first])
     inputs, targets = copy.deepcopy(first[0])
