@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from modgrad import ops
-from modgrad.optimizer import ModulatedOptimizer
+from modgrad.optimizer import ModulatedOptimizer, modulator_of
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -19,6 +19,15 @@ class GradScaler(torch.amp.GradScaler):
     norms that the balancer needs are those sums. Scales, ``unscale_`` and every other optimizer are
     as with torch's; so is the checkpoint.
     """
+
+    def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """As torch's. A step that it skips on the host drops what was observed of its batch."""
+        modulator = modulator_of(optimizer)
+        before = None if modulator is None else modulator.last
+        result = super().step(optimizer, *args, **kwargs)
+        if modulator is not None and modulator.last is before:
+            modulator.forget()
+        return result
 
     @torch.no_grad()
     def _check_inf_per_device(self, optimizer: Optimizer) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from modgrad.observation import in_order
 from modgrad.records import Decision
 
 
-def check(balancer: Balancer[Any], takes_losses: bool) -> None:
-    """Raise ValueError where the weights cannot be known there, or are not one a modality."""
-    late = sorted(balancer.needs - OBSERVED)
+def check(balancer: Balancer[Any], names: frozenset[str], takes_losses: bool) -> None:
+    """Raise ValueError where the statistics called ``names`` cannot be known there, noise would be
+    needed, or weights are not one a modality."""
+    late = sorted(names - OBSERVED)
     if late:
         raise ValueError(f"{late} are known after backward only, allowed: at='parameters'")
     if getattr(balancer, "adds_noise", False):

@@ -85,9 +85,13 @@ class FusedStep:
         self._gather(held, grads)
         if pending is not None and pending.rule is not None and len(self._parts) > 1:
             pending = self._modulator.decide(grads)  # one update of several sees not all norms
+        states = [part.states() for part in self._parts]
+        if len(self._parts) > 1:
+            for part, (_, is_new) in zip(self._parts, states, strict=True):
+                part.check(grads, is_new)
         sq_norms = self._buffers(pending)
-        for part, each in zip(self._parts, sq_norms, strict=True):
-            self._update(part, grads, pending, each)
+        for part, (lists, _), each in zip(self._parts, states, sq_norms, strict=True):
+            self._update(part, lists, grads, pending, each)
         if any(part.is_first_step for part in self._parts):
             self._made_of = []  # momentum has started: gather again
         if pending is not None:
@@ -121,6 +125,7 @@ class FusedStep:
     def _update(
         self,
         part: parts.Part,
+        states: parts.Lists,
         grads: Sequence[Tensor | None],
         pending: Pending | None,
         sq_norms: Tensor | None,
@@ -148,7 +153,7 @@ class FusedStep:
             sq_norms=sq_norms,
             rule=None if pending is None else pending.rule,
             backend=self._modulator.backend,
-            **part.states(),
+            **states,
             **options,
         )
 

@@ -103,15 +103,21 @@ class Memory:
         keys = set(self.state_dict())
         if set(state_dict) != keys:
             raise ValueError(f"`state_dict` has {sorted(state_dict)}, allowed: {sorted(keys)}")
-        if tuple(state_dict["modalities"]) != self._modalities:
-            raise ValueError(
-                f"`state_dict` is of modalities {list(state_dict['modalities'])},"
-                f" allowed: {list(self._modalities)}"
-            )
-        found, allowed = _shapes(state_dict["balancer"]), _shapes(state_tensors(self._state))
-        if found != allowed:
-            raise ValueError(f"`state_dict` holds balancer state {found}, allowed: {allowed}")
+        modalities = state_dict["modalities"]
+        if modalities not in (list(self._modalities), self._modalities):
+            allowed = list(self._modalities)
+            raise ValueError(f"`state_dict` is of modalities {modalities}, allowed: {allowed}")
+        for name in ("step", "epoch", "seed"):
+            value = state_dict[name]
+            if not isinstance(value, Tensor) or value.shape != ():
+                raise ValueError(f"`state_dict[{name!r}]` is {value}, allowed: a tensor []")
+        found, own = _shapes(state_dict["balancer"]), _shapes(state_tensors(self._state))
+        if found != own:
+            raise ValueError(f"`state_dict` holds balancer state {found}, allowed: {own}")
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {name: list(t.shape) for name, t in tensors.items()}
+def _shapes(tensors: Any) -> Any:
+    """Of tensors by name; what is none of that stays as it is."""
+    if not isinstance(tensors, Mapping):
+        return tensors
+    return {name: list(t.shape) if isinstance(t, Tensor) else t for name, t in tensors.items()}

@@ -73,7 +73,7 @@ class Modulator:
         meter = Meter(frozenset(balancer.needs) | set(record), M, backend)
         self._takes_losses = len(losses) > 1 or not meter.names.isdisjoint(OF_LOSSES)
         if at == "boundary":
-            boundary.check(balancer, self._takes_losses)
+            boundary.check(balancer, meter.names, self._takes_losses)
         self.modalities, self.balancer, self.backend = modalities, balancer, backend
         self.process_group, self.at, self.losses = process_group, at, losses
         self._parameters = HeldParameters(optimizer, modalities)

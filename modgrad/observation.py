@@ -133,7 +133,7 @@ def _scores(
                 "`head` is None, allowed with `features`: nn.Linear, or one by modality"
             )
         in_order("features", observation["features"], modalities)
-        logits: Logits = late_fusion_logits(observation["features"], head)
+        logits: Logits = late_fusion_logits(_as_head(observation["features"], head), head)
     else:
         logits = observation["logits"]
     if isinstance(logits, Mapping):
@@ -151,6 +151,15 @@ def _scores(
         _check_features(observation.get("features"), targets)  # where they are the cause
         raise
     return ops.scores(values, targets, backend=backend), len(targets)
+
+
+def _as_head(features: Mapping[str, Tensor], head: Head) -> Mapping[str, Tensor]:
+    """Features in the dtype of the head that takes them: autocast may be over by now."""
+    heads = {name: head for name in features} if isinstance(head, nn.Linear) else head
+    if not isinstance(heads, Mapping | nn.ModuleDict) or set(heads) != set(features):
+        return features  # for the check that follows
+    dtypes = {name: getattr(heads[name], "weight", features[name]).dtype for name in features}
+    return {name: h.to(dtypes[name]) for name, h in features.items()}
 
 
 def _check_features(features: Mapping[str, Tensor] | None, targets: Tensor) -> None:

@@ -91,9 +91,14 @@ def detach(optimizer: Optimizer) -> None:
         del optimizer._optimizer_step_pre_hooks[key]
 
 
-def _hooks(optimizer: Optimizer) -> list[int]:
+def _hooks(optimizer: Optimizer) -> dict[int, _StepHook]:
     hooks = optimizer._optimizer_step_pre_hooks
-    return [key for key, hook in hooks.items() if isinstance(hook, _StepHook)]
+    return {key: hook for key, hook in hooks.items() if isinstance(hook, _StepHook)}
+
+
+def modulator_of(optimizer: Optimizer) -> Modulator | None:
+    """That of a wrapper, or of what is attached; None where nothing modulates."""
+    return next((hook.modulator for hook in _hooks(optimizer).values()), None)
 
 
 def _delegate(name: str) -> Any:

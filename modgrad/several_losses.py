@@ -53,8 +53,8 @@ class SeveralLosses:
         """Measure, decide, and add the weighted gradients to ``.grad``.
 
         Weights of whole losses that are known without gradients cost one ordinary backward. None
-        where all encoders are frozen and nothing weighs the losses of the rest: an ordinary
-        backward too.
+        where the losses reach no encoder (all are frozen, or absent) and nothing weighs the losses
+        of the rest: an ordinary backward too.
         """
         (parameters, group), shared = self.parameters.trainable()
         if any(map(is_sharded, parameters)):
@@ -71,12 +71,20 @@ class SeveralLosses:
                 total = (weights.to(losses[0].device) * torch.stack(list(losses))).sum()
                 self._backward_of(total, [*parameters, *shared])
                 return decision
-        if not parameters:
-            self._backward_of(torch.stack(list(losses)).sum(), shared)
+        found_grads = gradients.per_loss(losses, parameters) if parameters else []
+        reached = [
+            i
+            for i, each in enumerate(zip(*found_grads, strict=True))
+            if any(g is not None for g in each)
+        ]
+        if not reached:
+            self._backward_of(torch.stack(list(losses)).sum(), [*parameters, *shared])
             return None
+        # what no loss reaches has no gradient, where a sum of none would be 0
+        parameters, group = [parameters[i] for i in reached], [group[i] for i in reached]
         grads = [
-            gradients.averaged(each, parameters, self.process_group)
-            for each in gradients.per_loss(losses, parameters)
+            gradients.averaged([each[i] for i in reached], parameters, self.process_group)
+            for each in found_grads
         ]
         combined = [torch.empty_like(p, requires_grad=False) for p in parameters]
         one_op = self.meter.names <= _OF_ONE_OP

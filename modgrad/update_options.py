@@ -33,7 +33,7 @@ def check_apply(apply: Apply) -> None:
         raise ValueError(f"`apply` is {apply!r}, allowed: 'gradient', 'update'")
 
 
-def _one(name: str, value: Tensor | None, device: torch.device) -> Tensor | None:
+def one_element(name: str, value: Tensor | None, device: torch.device) -> Tensor | None:
     """One float32 element on the device, as ``GradScaler`` hands them to fused optimizers."""
     if value is None or (
         isinstance(value, Tensor)
@@ -88,7 +88,7 @@ def checked(
     if isinstance(lr, Tensor):
         from_host = lr.device.type == "cpu"  # a copy that need not wait for the device
         rate = lr.detach().to(device, torch.float32, non_blocking=from_host)
-        lr_tensor = _one("lr", rate, device)
+        lr_tensor = one_element("lr", rate, device)
     else:
         in_range("lr", lr)
     if noise is not None:
@@ -113,8 +113,8 @@ def checked(
         "maximize": maximize,
         "scale_update": apply == "update",
         "lr_tensor": lr_tensor,
-        "grad_scale": _one("grad_scale", grad_scale, device),
-        "found_inf": _one("found_inf", found_inf, device),
+        "grad_scale": one_element("grad_scale", grad_scale, device),
+        "found_inf": one_element("found_inf", found_inf, device),
         "noise": noise,
         "seed": seed,
         "stream": stream,

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from modgrad import updates
+from modgrad import update_lists, update_options, updates
 from modgrad.backends.retained import RetainedList
 from modgrad.checks import FLOATS
 
 Group = dict[str, Any]
+Lists = dict[str, RetainedList]
 
 _SGD = ("lr", "momentum", "dampening", "weight_decay", "maximize")
 _ADAM = ("lr", "betas", "eps", "weight_decay", "maximize")
@@ -84,15 +85,31 @@ class Part(NamedTuple):
     stream: list[int]  # of GE noise
     keys: dict[str, str]  # of the states, by argument
     held: list[dict[str, Tensor]]
-    lists: dict[str, RetainedList]
+    lists: Lists
 
-    def states(self) -> dict[str, RetainedList]:
-        """The arguments that are lists of states."""
+    def states(self) -> tuple[Lists, bool]:
+        """The arguments that are lists of states, and whether one is new."""
+        is_new = False
         for name, key in self.keys.items():
             last = self.lists.get(name)
             if last is None or not all(map(is_, map(itemgetter(key), self.held), last)):
-                self.lists[name] = RetainedList(map(itemgetter(key), self.held))
-        return self.lists
+                self.lists[name], is_new = RetainedList(map(itemgetter(key), self.held)), True
+        return self.lists, is_new
+
+    def check(self, grads: Sequence[Tensor | None], states_too: bool) -> None:
+        """Raise ValueError where the update would, of what may change between steps."""
+        lr = self.group["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            update_options.one_element("lr", lr, lr.device)
+        for i, beta in enumerate(self.group.get("betas", ())):
+            update_options.in_range(f"betas[{i}]", beta, high=1.0)
+        own = [grad for i in self.places if (grad := grads[i]) is not None]
+        # 0.03 us a tensor, where a whole check takes 2
+        of_parameters, of_grads = ({t.dtype for t in tensors} for tensors in (self.parameters, own))
+        if states_too or of_parameters != of_grads or len(of_grads) > 1:
+            states = dict(self.lists)
+            steps = states.pop("state_steps", None)
+            update_lists.check(self.parameters, own, states, steps, self.owner, len(self.owner))
 
     def update(self) -> tuple[Callable[..., None], Group]:
         """The fused update, and the arguments that are options of the group as they are now."""

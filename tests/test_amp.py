@@ -7,6 +7,7 @@ import weakref
 import networks
 import pytest
 import torch
+import torch.nn.functional as F
 from dispatched import Ops
 from fused import INNER, TWO, assert_same, backward, pair, values, wrap
 
@@ -168,14 +169,36 @@ def test_other_optimizers_are_torchs_business():
     assert scaler.get_scale() == 1.0
 
 
-def test_scores_of_a_skipped_batch_are_gone():
-    (model, optimizer), _ = pair(INNER["AdamW"], balancer=OGM(0.5))
+@pytest.mark.parametrize("fused", [True, False])
+def test_scores_of_a_skipped_batch_are_gone(fused):
+    (model, optimizer), (twin, unfused) = pair(INNER["AdamW"], balancer=OGM(0.5))
+    model, optimizer = (model, optimizer) if fused else (twin, unfused)
     scaler = modgrad.GradScaler("cpu", init_scale=8.0)
     backward(model, optimizer, *networks.batch(TWO), lambda x: scaler.scale(x * math.inf))
     scaler.step(optimizer)
     scaler.update()
     with pytest.raises(RuntimeError, match="call observe"):
         optimizer.step()
+
+
+def test_scores_of_a_skipped_batch_are_gone_from_what_is_attached():
+    model = networks.LateFusion()
+    inner = torch.optim.RMSprop(model.parameters(), lr=0.01)
+    modulator = modgrad.attach(inner, modgrad.Modalities(model, **model.specs()), OGM(0.5))
+    scaler = modgrad.GradScaler("cpu", init_scale=8.0)
+    for factor in (math.inf, 1.0):
+        inputs, targets = networks.batch(TWO)
+        features, output = model(inputs)
+        logits = list(modgrad.late_fusion_logits(features, model.head).values())
+        own = modgrad.modality_scores(logits, targets)
+        modulator.observe(scores=own)
+        inner.zero_grad()
+        scaler.scale(F.cross_entropy(output, targets) * factor).backward()
+        scaler.step(inner)
+        scaler.update()
+    assert torch.equal(modulator.last.scores, own)
+    plain = torch.optim.RMSprop(model.parameters(), lr=0.01)
+    scaler.step(plain)  # one that nothing modulates is torch's
 
 
 def test_nothing_is_read_on_the_host_before_the_update():

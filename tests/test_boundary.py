@@ -130,6 +130,9 @@ def test_boundary_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match=r"\['grad_sq_norms'\] are known after backward only"):
         setup(TWO, NeedsNorms({}), at="boundary")
 
+    with pytest.raises(ValueError, match=r"\['param_sq_norms'\] are known after backward only"):
+        setup(TWO, OGM(0.3), at="boundary", record=("param_sq_norms",))
+
     class Unforeseen(OGM):
         adds_noise = False
 

@@ -22,7 +22,7 @@ from fused import (
     wrap,
 )
 
-from modgrad import OGM
+from modgrad import OGM, Modalities, ModulatedOptimizer
 
 
 @pytest.mark.parametrize("name", ["SGD momentum", "Adam", "AdamW fused"])
@@ -143,11 +143,12 @@ def test_errors_change_nothing():
         inputs, targets = networks.batch(TWO)
         before = values(model, optimizer)
         backward(model, optimizer, inputs, targets)
-        dense = model.head.weight.grad
-        model.head.weight.grad = dense.to_sparse()
+        weight = model.head.weight
+        dense = weight.grad
+        weight.grad = dense.to_sparse()
         with pytest.raises(ValueError, match=r"layout torch\.sparse_coo, allowed: torch\.strided"):
             optimizer.step()
-        model.head.weight.grad = dense
+        weight.grad = dense
         optimizer.modulator._seen.replace(None)
         with pytest.raises(RuntimeError, match="OGM needs scores"):
             optimizer.step()
@@ -155,3 +156,45 @@ def test_errors_change_nothing():
         backward(model, optimizer, inputs, targets)
         optimizer.step()
     assert optimizer.modulator.state_dict()["step"] == 2
+
+
+def other_gradient(optimizer, weight):
+    weight.grad_dtype = None
+    weight.grad = weight.grad.bfloat16()
+
+
+def other_rate(optimizer, weight):
+    optimizer.param_groups[1]["lr"] = torch.tensor([0.1, 0.1])
+
+
+def other_betas(optimizer, weight):
+    optimizer.param_groups[1]["betas"] = (0.9, 1.0)
+
+
+def other_moment(optimizer, weight):
+    moments = optimizer.optimizer.state[weight]
+    moments["exp_avg"] = moments["exp_avg"].double()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (other_gradient, r"`grads\[\d\]` is torch.bfloat16"),
+        (other_rate, r"`lr` is torch.float32 \[2\]"),
+        (other_betas, r"`betas\[1\]` is 1.0, allowed: \[0, 1\)"),
+        (other_moment, r"`exp_avgs\[\d\]` is torch.float64"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_an_error_of_a_later_group_comes_before_the_first_is_updated(spoil, match):
+    model = networks.LateFusion()
+    inner = AdamW([{"params": part.parameters()} for part in (model.encoders, model.head)], lr=0.1)
+    optimizer = ModulatedOptimizer(inner, Modalities(model, **model.specs()), UNEVEN)
+    backward(model, optimizer, *networks.batch(TWO))
+    optimizer.step()
+    spoil(optimizer, model.head.weight)
+    before = copy.deepcopy(model.encoders.state_dict())
+    with pytest.raises(ValueError, match=match):
+        optimizer.step()
+    assert_same(model.encoders.state_dict(), before)
+    assert optimizer.modulator.state_dict()["step"] == 1

@@ -151,6 +151,8 @@ ALLOWED = {
     "modgrad.update_parts": {
         "modgrad.backends.retained",
         "modgrad.checks",
+        "modgrad.update_lists",
+        "modgrad.update_options",
         "modgrad.updates",
     },
     "modgrad.fused": {

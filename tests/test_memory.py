@@ -73,6 +73,24 @@ def test_a_skipped_step_leaves_it():
     assert m.step.item() == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"epoch": torch.zeros(2)}, r"`state_dict\['epoch'\]` is tensor\(\[0., 0.\]\)"),
+        ({"seed": "x"}, r"`state_dict\['seed'\]` is x, allowed: a tensor \[\]"),
+        ({"modalities": None}, "is of modalities None, allowed: "),
+        ({"balancer": None}, "holds balancer state None, allowed: {"),
+        ({"balancer": {"now": [1.0, 2.0]}}, r"holds balancer state {'now': \[1.0, 2.0\]}"),
+    ],
+)
+def test_a_state_dict_that_is_refused_changes_nothing(change, match):
+    m = memory()
+    before = m.state_dict()
+    with pytest.raises(ValueError, match=match):
+        m.load_state_dict({**before, "step": torch.tensor(5), **change})
+    assert repr(m.state_dict()) == repr(before)
+
+
 def test_loading_and_setting_fill_the_same_tensors():
     m, other = memory(), memory()
     other.advance(State(*(t + 5 for t in other.state)), None)

@@ -5,9 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_modulator import TWO, setup
+from torch import nn
 
 import modgrad
 from modgrad import OGM, Modalities, ModulatedOptimizer
+from modgrad.observation import measure
 
 
 def test_accumulated_batches_are_averaged_over_samples(device):
@@ -52,6 +54,17 @@ def test_forms_of_observation_agree(device):
         found.append(optimizer.modulator.last.scores)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
+
+
+@pytest.mark.parametrize("head", [nn.Linear(8, 3), {m: nn.Linear(4, 3) for m in TWO}])
+def test_features_of_an_autocast_that_is_over(head):
+    features = {m: torch.randn(5, 4) for m in TWO}
+    targets, found = torch.randint(0, 3, (5,)), []
+    for dtype in (torch.bfloat16, torch.float32):
+        features = {m: h.to(dtype) for m, h in features.items()}
+        form = {"features": features, "head": head, "targets": targets}
+        found.append(measure(form, frozenset({"scores"}), TWO, None)["scores"][0])
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,25 @@ def test_release_under_a_mode_is_not_seen_by_it(device):
     assert not handles.any()
 
 
+@pytest.mark.parametrize(
+    "transform", [torch.func.functionalize, torch.func.grad, torch.inference_mode()]
+)
+def test_release_amid_a_transform_frees_the_tensors(transform):
+    tensor = torch.ones(2)
+    held = {"list": RetainedList([tensor])}
+    held["list"].handles()
+    last = weakref.ref(tensor)
+    del tensor
+
+    def f(x):
+        held.clear()
+        return x.square().sum()
+
+    transform(f)(torch.ones(2))
+    gc.collect()
+    assert last() is None
+
+
 def test_swap_tensors_refuses_rather_than_leave_a_list_behind(device):
     p, q = (torch.nn.Parameter(torch.ones(2, device=device)) for _ in range(2))
     kept = RetainedList([p])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_modulator import TWO, setup
 
 import modgrad
-from modgrad import OGM, FixedWeights, Modalities
+from modgrad import OGM, FixedWeights, MMPareto, Modalities, ModulatedOptimizer
 
 
 def test_a_batch_that_is_skipped_can_be_forgotten():
@@ -81,6 +81,33 @@ def test_a_modality_that_is_absent_is_looked_for_once(monkeypatch):
         sum(f.square().sum() for m, f in features.items() if m == "audio" or not absent).backward()
         optimizer.step()
     assert len(looked) == 1
+
+
+@pytest.mark.parametrize("absent", [("visual",), ("audio", "visual")])
+@pytest.mark.parametrize("balancer", [FixedWeights({"audio": 0.5}), MMPareto()], ids=repr)
+def test_an_encoder_that_no_loss_reaches_stays_where_it_is(balancer, absent):
+    model = networks.LateFusion()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.1)
+    optimizer = ModulatedOptimizer(
+        inner, Modalities(model, **model.specs()), balancer, losses=("joint", *TWO)
+    )
+    for without in ((), absent):
+        before = copy.deepcopy(model.encoders)
+        inputs, targets = networks.batch(TWO)
+        features, _ = model(inputs)
+        features = {m: torch.zeros_like(h) if m in without else h for m, h in features.items()}
+        losses = {"joint": F.cross_entropy(model.head(torch.cat([*features.values()], 1)), targets)}
+        for m, logits in modgrad.late_fusion_logits(features, model.head).items():
+            losses[m] = F.cross_entropy(logits, targets)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        optimizer.step()
+    assert model.head.weight.grad is not None
+    for m, encoder in model.encoders.items():
+        for old, new in zip(before[m].parameters(), encoder.parameters(), strict=True):
+            assert (new.grad is None) == (m in absent)
+            assert torch.equal(old, new) == (m in absent)
+            assert inner.state[new]["step"] == (1 if m in absent else 2)
 
 
 def test_a_step_that_changes_nothing_needs_no_observation():

@@ -30,6 +30,9 @@ with _disable_current_modes():  # whoever imports this in one
     _NONE = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
+_NO_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
+
+
 class _Handles:
     """What an op takes in place of the tensors; they are let go with the last reference to it."""
 
@@ -40,8 +43,9 @@ class _Handles:
 
 
 def _release(handles: Tensor) -> None:
-    # whatever happens to run when the last reference goes
-    with torch._C.DisableTorchFunction(), _disable_current_modes():
+    # whatever happens to run when the last reference goes: modes, a transform, an op being traced
+    keys = torch._C._ForceDispatchKeyGuard(_NO_KEYS, _NO_KEYS)
+    with keys, torch._C.DisableTorchFunction(), _disable_current_modes():
         torch.ops.modgrad_native.release(handles)
 
 
